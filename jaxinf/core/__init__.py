@@ -1,0 +1,46 @@
+"""What every room stands on: records, types, exact laws, noise, traces and the drivers' parts."""
+
+from jaxinf.core.arithmetic import divide, root
+from jaxinf.core.checks import check_batch, check_key
+from jaxinf.core.covariance import Covariance, Dense, Diagonal, add, dense, white
+from jaxinf.core.laws import Gaussian, Mixture, gaussian, log_prob, mixture
+from jaxinf.core.noise import Independent, Noise
+from jaxinf.core.record import record, static
+from jaxinf.core.scan import carry, is_concrete, runge_kutta
+from jaxinf.core.trace import Exact, Hutchinson, Trace, exact, hutchinson, value_and_trace
+from jaxinf.core.types import Key, Leaf, PyTree, Scalar
+
+__all__ = [
+    "Covariance",
+    "Dense",
+    "Diagonal",
+    "Exact",
+    "Gaussian",
+    "Hutchinson",
+    "Independent",
+    "Key",
+    "Leaf",
+    "Mixture",
+    "Noise",
+    "PyTree",
+    "Scalar",
+    "Trace",
+    "add",
+    "carry",
+    "check_batch",
+    "check_key",
+    "dense",
+    "divide",
+    "exact",
+    "gaussian",
+    "hutchinson",
+    "is_concrete",
+    "log_prob",
+    "mixture",
+    "record",
+    "root",
+    "runge_kutta",
+    "static",
+    "value_and_trace",
+    "white",
+]

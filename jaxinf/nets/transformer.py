@@ -1,0 +1,151 @@
+"""A diffusion transformer for images."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxinf_kernels.attention import attention
+from jaxtyping import Array, Float
+
+from jaxinf.nets.embedding import Embedding, check_image, check_sizes
+from jaxinf.nets.network import Network, deviation, drawn
+
+
+class _Linear(nn.Module):
+    """An affine map of each token by a product that can be replaced."""
+
+    features: int
+    matmul: Callable[..., Any]
+    dtype: Any
+    zero: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.initializers.zeros if self.zero else deviation
+        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (1, self.features), jnp.float32)
+        y = self.matmul(x.astype(self.dtype), kernel.astype(self.dtype))
+        return y.astype(self.dtype) + bias.astype(self.dtype)
+
+
+def _modulated(x: jax.Array, shift: jax.Array, scale: jax.Array, dtype: Any) -> jax.Array:
+    """Layer normalisation of each token with statistics in float32, then scale and shift."""
+    h = nn.LayerNorm(use_scale=False, use_bias=False, dtype=dtype)(x)
+    return h * (1 + scale) + shift
+
+
+class _Block(nn.Module):
+    """Attention between tokens and a perceptron on each, both gated by the embedding."""
+
+    heads: int
+    attend: Callable[..., Any]
+    matmul: Callable[..., Any]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
+        tokens, width = x.shape
+        modulation = _Linear(6 * width, jnp.matmul, self.dtype, zero=True, name="modulate")
+        parts = jnp.split(modulation(nn.silu(embedding)[None]), 6, axis=-1)
+        h = _modulated(x, parts[0], parts[1], self.dtype)
+        qkv = _Linear(3 * width, self.matmul, self.dtype, name="qkv")(h)
+        q, k, v = jnp.moveaxis(qkv.reshape(tokens, 3, self.heads, -1), 1, 0)
+        h = self.attend(q, k, v).reshape(tokens, width)
+        x = x + parts[2] * _Linear(width, self.matmul, self.dtype, name="out")(h)
+        h = _modulated(x, parts[3], parts[4], self.dtype)
+        h = nn.gelu(_Linear(4 * width, self.matmul, self.dtype, name="first")(h))
+        return x + parts[5] * _Linear(width, self.matmul, self.dtype, name="second")(h)
+
+
+class _Transformer(nn.Module):
+    """The transformer; see :func:`transformer`."""
+
+    width: int
+    depth: int
+    heads: int
+    patch: int
+    classes: int | None
+    attend: Callable[..., Any]
+    matmul: Callable[..., Any]
+    dtype: Any
+    remat: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, t: Any, cond: Any) -> jax.Array:
+        check_image(x, self.patch)
+        height, width, channels = x.shape
+        rows, columns, p = height // self.patch, width // self.patch, self.patch
+        block = nn.remat(_Block) if self.remat else _Block
+        e = Embedding(self.width, self.classes, self.dtype, name="embedding")(t, cond)
+        tokens = x.reshape(rows, p, columns, p, channels).swapaxes(1, 2)
+        tokens = tokens.reshape(rows * columns, p * p * channels)
+        h = _Linear(self.width, jnp.matmul, self.dtype, name="stem")(tokens)
+        h = h + positions(rows, columns, self.width).astype(self.dtype)
+        for i in range(self.depth):
+            h = block(self.heads, self.attend, self.matmul, self.dtype, name=f"block_{i}")(h, e)
+        modulation = _Linear(2 * self.width, jnp.matmul, self.dtype, zero=True, name="modulate")
+        shift, scale = jnp.split(modulation(nn.silu(e)[None]), 2, axis=-1)
+        last = _Linear(p * p * channels, jnp.matmul, self.dtype, zero=True, name="last")
+        h = last(_modulated(h, shift, scale, self.dtype))
+        return h.reshape(rows, columns, p, p, channels).swapaxes(1, 2).reshape(x.shape)
+
+
+def positions(rows: int, columns: int, width: int) -> Float[Array, "{rows*columns} {width}"]:
+    """Sines and cosines of each token's row and column; a quarter of the width for each."""
+    frequencies = 10_000.0 ** -np.linspace(0, 1, width // 4, endpoint=False)
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    angles = np.concatenate([np.outer(row, frequencies), np.outer(column, frequencies)], axis=1)
+    return jnp.asarray(np.concatenate([np.sin(angles), np.cos(angles)], axis=1), jnp.float32)
+
+
+def transformer(
+    width: int = 128,
+    depth: int = 4,
+    *,
+    heads: int = 4,
+    patch: int = 2,
+    classes: int | None = None,
+    attend: Callable[..., Any] = attention,
+    matmul: Callable[..., Any] = jnp.matmul,
+    dtype: Any = jnp.float32,
+    remat: bool = False,
+) -> Network:
+    """A transformer over patches of images of shape (h, w, c), for noise level and class.
+
+    Blocks are modulated and gated by the embedding of noise level and class; gates and the last
+    layer start at zero (adaLN-Zero), so blocks start as the identity and the network at zero.
+
+    Args:
+      width: of a token.
+      depth: number of blocks.
+      heads: attention heads, each of ``width / heads`` numbers.
+      patch: side of the square of pixels that makes one token.
+      classes: how many classes ``cond`` can name; class ``classes`` means none. ``None`` for a
+        network without.
+      attend: ``(q, k, v) -> out`` on arrays [tokens, heads, width / heads], in every block.
+      matmul: ``(x, w) -> y`` with x [tokens, a] and w [a, b], for the four products of a block;
+        low-bit formats go here.
+      dtype: of the computation; parameters are float32 and so are normalisation statistics and,
+        by the default ``attend``, the softmax.
+      remat: recompute the blocks in reverse mode instead of storing them.
+
+    Returns:
+      A :class:`Network` whose ``apply`` takes one image.
+
+    Raises:
+      ValueError: when a size is not positive or the heads do not divide the width; at trace time
+        for an image that patches do not tile, and for a condition that is missing, not expected
+        or out of range.
+
+    Reference:
+      W. Peebles and S. Xie, "Scalable Diffusion Models with Transformers", ICCV 2023, section 3.2.
+    """
+    check_sizes(width=width, depth=depth, heads=heads, patch=patch, classes=classes)
+    if width % heads or width % 4:
+        raise ValueError(
+            f"width must be a multiple of heads and of 4, got width {width} with {heads} heads."
+        )
+    return drawn(_Transformer(width, depth, heads, patch, classes, attend, matmul, dtype, remat))

@@ -1,0 +1,69 @@
+"""Euler-Maruyama on the reverse stochastic differential equation."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxinf.core import Leaf, Noise, Scalar, is_concrete, record
+from jaxinf.process import Gaussian, convert, eps, x0
+from jaxinf.sampler.stepper import Denoise, State, StepInfo
+
+
+@record
+class EulerMaruyama:
+    """x_s = x + (s - t) (f x + g^2 e / sigma) + g sqrt(t - s) z."""
+
+    process: Leaf
+
+    def init(self, x: Array) -> State:
+        """Return the state at the start."""
+        return State(x)
+
+    def step(
+        self, denoise: Denoise, noise: Noise, state: State, t: Scalar, s: Scalar
+    ) -> tuple[State, StepInfo]:
+        """Go from t to s."""
+        process, x = self.process, state.x
+        clean = denoise(x, t)
+        direction = convert(process, t, x, clean, x0, eps)
+        squared = process.dispersion_squared(t)
+        drift = process.drift(t) * x + squared / process.sigma(t) * direction
+        fresh = process.covariance.sqrt(noise.increment(t, s))
+        x = x + (s - t) * drift + jnp.sqrt(squared * (t - s)) * fresh
+        return State(x), StepInfo(clean)
+
+    def calls(self, t: float, s: float) -> int:
+        """One call a step."""
+        return 1
+
+
+def euler_maruyama(process: Gaussian) -> EulerMaruyama:
+    """The Euler-Maruyama stepper on the reverse equation, weak order one.
+
+    dx = (f x - g^2 score) dt + g dW backwards in time, with score = -C^-1 e / sigma and noise of
+    covariance C.
+
+    Args:
+      process: the Gaussian process to reverse, with alpha(t_max) > 0.
+
+    Returns:
+      The stepper.
+
+    Raises:
+      ValueError: where alpha(t_max) is 0, since the equation's coefficients are infinite there.
+
+    Reference:
+      Score-Based Generative Modeling through Stochastic Differential Equations, Song et al., 2021,
+      equation 6.
+    """
+    if is_concrete(process):
+        with jax.ensure_compile_time_eval():
+            alpha = float(process.alpha(process.t_max))
+        if alpha <= 1e-6:
+            raise ValueError(
+                f"Euler-Maruyama needs alpha(t_max) > 0, and it is {alpha:.3g} at "
+                f"t={float(process.t_max):.6g}, where the drift alpha'/alpha is infinite; end the "
+                "schedule earlier (process.cosine(t_max=0.99)) or take sampler.ancestral, which is "
+                "exact there"
+            )
+    return EulerMaruyama(process)

@@ -1,0 +1,9 @@
+"""Operations that deserve a kernel of their own, one package an operation.
+
+Each holds a readable reference, the fast default for any platform and, where they exist, kernels
+for particular chips behind one function. Nothing here knows of the rest of the library.
+"""
+
+from jaxinf_kernels import attention
+
+__all__ = ["attention"]

@@ -1,0 +1,24 @@
+"""Eight virtual devices, strict ranks, and a float64 fixture for every test."""
+
+import os
+
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def x64():
+    """Float64 for the length of a test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def key():
+    """A key that is the same in every run."""
+    return jax.random.key(0)

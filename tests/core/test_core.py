@@ -1,0 +1,147 @@
+"""Records, noise, traces, the integrator, and the checks."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinf import core
+
+
+@core.record
+class Pair:
+    a: core.Leaf
+    b: core.Leaf
+    name: str = core.static(default="pair")
+
+
+def test_records_are_pytrees_whose_static_fields_are_structure():
+    """Leaves are traced, statics are not; another number compiles nothing, another static does."""
+
+    @jax.jit
+    @chex.assert_max_traces(n=2)
+    def total(pair):
+        return pair.a + pair.b if pair.name == "pair" else pair.a
+
+    assert float(total(Pair(1.0, 2.0))) == 3
+    assert float(total(Pair(2.0, 2.0))) == 4
+    assert float(total(Pair(2.0, 2.0, "other"))) == 2
+    with pytest.raises(AttributeError):
+        Pair(1.0, 2.0).a = 3.0
+
+
+def test_noise_depends_on_step_pair_and_index_alone(key):
+    """The same (step, t, s, index) gives the same draw; changing any one gives another."""
+
+    def draw(step=0, t=0.5, s=0.4, index=0):
+        noise = core.Independent(jax.random.fold_in(key, step), index, (3,), jnp.float32)
+        return np.asarray(noise.increment(t, s))
+
+    np.testing.assert_array_equal(draw(), draw())
+    others = [draw(step=1), draw(t=0.6), draw(s=0.3), draw(index=1), draw(t=0.4, s=0.5)]
+    for other in others:
+        assert not np.any(other == draw())
+
+
+def test_increments_are_standard_normal(key):
+    """Mean 0, variance 1, no correlation between samples: |z| < 4."""
+    noise = core.Independent(key, jnp.arange(20_000), (2,), jnp.float32)
+    z = jax.vmap(
+        lambda i: core.Independent(noise.step_key, i, (2,), jnp.float32).increment(0.5, 0.4)
+    )(noise.index)
+    n = len(z)
+    for moment, mean, deviation in (
+        (z, 0, 1),
+        (z**2, 1, np.sqrt(2)),
+        (z[1:] * z[:-1], 0, 1),
+        (z[:, :1] * z[:, 1:], 0, 1),
+    ):
+        assert float(jnp.max(jnp.abs(moment.mean(0) - mean))) * np.sqrt(n) / deviation < 4
+
+
+@pytest.mark.parametrize("probes", [1, 7])
+def test_hutchinson_is_unbiased_with_the_stated_variance(probes, x64):
+    """Mean and variance of v^T A v for a symmetric A, against the closed form, |z| < 4."""
+    a = jax.random.normal(jax.random.key(2), (4, 4))
+    a = a + a.T
+    x = jnp.arange(4.0)
+    trace = core.hutchinson(probes)
+
+    def one(key):
+        return core.value_and_trace(trace, lambda x: a @ x, x, trace.probes(key, x))[1].mean()
+
+    draws = jax.vmap(one)(jax.random.split(jax.random.key(0), 20_000))
+    variance = 2 * (jnp.sum(a**2) - jnp.sum(jnp.diag(a) ** 2)) / probes
+    z = (draws.mean() - jnp.trace(a)) / jnp.sqrt(variance / len(draws))
+    assert abs(float(z)) < 4
+    spread = (draws - jnp.trace(a)) ** 2
+    z = (spread.mean() - variance) / (spread.std() / np.sqrt(len(draws)))
+    assert abs(float(z)) < 4
+
+
+def test_exact_trace_is_the_jacobians(x64):
+    """The exact trace of a nonlinear field on an image-shaped example."""
+    x = jax.random.normal(jax.random.key(0), (2, 3))
+
+    def field(x):
+        return jnp.sin(x) * jnp.sum(x**2)
+
+    value, trace = core.value_and_trace(core.exact(), field, x, core.exact().probes(None, x))
+    jacobian = jax.jacobian(field)(x).reshape(6, 6)
+    np.testing.assert_allclose(trace, jnp.trace(jacobian)[None], rtol=1e-12)
+    np.testing.assert_allclose(value, field(x))
+
+
+def test_runge_kutta_is_of_fourth_order(x64):
+    """Errors on a nonlinear equation with known solution fall sixteenfold a doubling."""
+    errors = [
+        abs(
+            float(core.runge_kutta(lambda t, y: -(y**2) * t, 1.0, jnp.linspace(0.0, 2.0, n + 1)))
+            - 1 / 3
+        )
+        for n in (40, 80, 160)
+    ]
+    assert errors[-1] > 1e-11
+    np.testing.assert_allclose(np.log2(np.divide(errors[:-1], errors[1:])), 4, atol=0.15)
+
+
+def test_carry_starts_from_its_value_even_beside_nan():
+    """The start of a carry is its value, whatever the array that lends its type holds."""
+    x = jnp.array([jnp.nan, jnp.inf])
+    assert float(core.carry(x, 2.0)) == 2.0
+    assert core.carry(x.astype(jnp.bfloat16), 2.0).dtype == jnp.bfloat16
+    gradient = jax.grad(lambda x: core.carry(x, 2.0) * 3)(x)
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_division_and_root_at_zero():
+    """Finite in value and gradient at 0, ordinary elsewhere."""
+    assert float(core.divide(jnp.float32(3), jnp.float32(0))) == 0
+    assert float(core.divide(jnp.float32(3), jnp.float32(2))) == 1.5
+    for x in (-1.0, 0.0):
+        assert jax.value_and_grad(core.root)(x) == (0, 0)
+    np.testing.assert_allclose(jax.value_and_grad(core.root)(4.0), (2, 0.25))
+    chex.assert_tree_all_finite(jax.grad(core.divide, (0, 1))(3.0, 0.0))
+
+
+def test_keys_are_checked():
+    """Raw keys, no keys and arrays of keys are refused with the mend."""
+    with pytest.raises(TypeError, match=r"jax.random.key\(seed\)"):
+        core.check_key(jnp.zeros(2, jnp.uint32))
+    with pytest.raises(TypeError, match="typed key"):
+        core.check_key(0)
+    with pytest.raises(ValueError, match="array of keys"):
+        core.check_key(jax.random.split(jax.random.key(0), 3))
+
+
+def test_batches_are_checked():
+    """Integers, empty batches and conditions of another length are refused with the mend."""
+    with pytest.raises(TypeError, match="dequantise"):
+        core.check_batch(jnp.zeros((3, 2), jnp.uint8))
+    with pytest.raises(ValueError, match=r"x\[None\]"):
+        core.check_batch(jnp.zeros((0, 2)))
+    with pytest.raises(ValueError, match=r"jnp.full\(3, label\)"):
+        core.check_batch(jnp.zeros((3, 2)), jnp.zeros(2))
+    with pytest.raises(ValueError, match="at least 1"):
+        core.hutchinson(0)

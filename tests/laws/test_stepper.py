@@ -1,0 +1,227 @@
+"""The laws of a stepper: every stepper joins here, with its order and where it holds."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from jaxinf import core, process, sampler, score
+
+COSINE = process.cosine(t_max=0.99)
+
+
+class Case(NamedTuple):
+    make: object  # process -> stepper
+    order: int
+    deterministic: bool
+
+
+CASES = {
+    "ddim": Case(sampler.ddim, 1, True),
+    "ddim_half": Case(lambda p: sampler.ddim(p, eta=0.5), 1, False),
+    "ancestral": Case(sampler.ancestral, 1, False),
+    "euler_maruyama": Case(sampler.euler_maruyama, 1, False),
+    "heun": Case(sampler.heun, 2, True),
+}
+SCHEDULES = {
+    "cosine": (lambda: COSINE, sampler.uniform),
+    "linear_beta": (process.linear_beta, sampler.uniform),
+    "edm": (process.edm, sampler.karras),
+    "linear_interpolation": (lambda: process.linear_interpolation(0.2, 0.99), sampler.uniform),
+}
+cases = pytest.mark.parametrize("case", CASES)
+
+
+class Given(NamedTuple):
+    """Noise that is what the test says."""
+
+    z: jax.Array
+
+    def increment(self, t, s):
+        return self.z
+
+
+def law_at_the_end(stepper, denoiser, plan, law):
+    """Mean and variance of the sampler's output, exactly: each step is affine in (x, z)."""
+
+    @jax.jit
+    @jax.vmap
+    def affine(t, s):
+        def end(x, z):
+            new, _ = stepper.step(lambda x, t: denoiser(x, t), Given(z), sampler.State(x), t, s)
+            return new.x[0]
+
+        origin, unit = jnp.zeros(1), jnp.ones(1)
+        shift = end(origin, origin)
+        return shift, end(unit, origin) - shift, end(origin, unit) - shift
+
+    mean, variance = law.mean[0], law.covariance.scale**2
+    times = jnp.asarray(plan.times)
+    for shift, slope, spread in np.stack(affine(times[:-1], times[1:]), axis=1):
+        mean, variance = slope * mean + shift, slope**2 * variance + spread**2
+    return float(mean), float(variance)
+
+
+@cases
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_law_converges_at_the_stated_order(case, schedule, x64):
+    """Gaussian data: mean and variance at t_min approach the marginal's, at the order stated.
+
+    The start has the exact marginal at t_max, so all error is the stepper's; the slope is taken
+    over the last doubling, where the next order's share is below a tenth.
+    """
+    make_schedule, make_plan = SCHEDULES[schedule]
+    p = process.gaussian(make_schedule())
+    data = core.gaussian(jnp.array([0.7]), core.Diagonal(0.6))
+    stepper, denoiser = CASES[case].make(p), score.oracle(p, data)
+    start, wanted = p.marginal(data, p.t_max), p.marginal(data, p.t_min)
+    errors = []
+    for steps in (400, 800):
+        plan = make_plan(p, steps, end=p.t_min)
+        mean, variance = law_at_the_end(stepper, denoiser, plan, start)
+        errors.append((abs(mean - wanted.mean[0]), abs(variance - wanted.covariance.scale**2)))
+    coarse, fine = (max(float(a) for a in e) for e in errors)
+    assert fine > 1e-11
+    assert abs(np.log2(coarse / fine) - CASES[case].order) < 0.15
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if CASES[name].deterministic])
+def test_deterministic_order_on_a_mixture(case, x64):
+    """End points approach the probability flow's at the stated order, on eight dimensions."""
+    rng = np.random.default_rng(3)
+    p = process.gaussian(process.edm())
+    law = core.mixture(
+        jnp.asarray(rng.dirichlet(np.full(4, 3.0))),
+        jnp.asarray(rng.normal(size=(4, 8))),
+        jnp.asarray(rng.uniform(0.3, 0.6, size=4)),
+    )
+    denoiser, stepper = score.oracle(p, law), CASES[case].make(p)
+    x = jnp.asarray(rng.normal(size=(16, 8)) * 80)
+
+    def velocity(t, x):
+        return jax.vmap(lambda x: process.convert(p, t, x, denoiser(x, t)))(x)
+
+    truth = core.runge_kutta(velocity, x, jnp.asarray(sampler.karras(p, 2000, end=p.t_min).times))
+    errors = [
+        float(
+            jnp.sqrt(
+                jnp.mean(
+                    (sampler.sample(jax.random.key(0), stepper, denoiser, plan, x).x - truth) ** 2
+                )
+            )
+        )
+        for plan in (sampler.karras(p, n, end=p.t_min) for n in (320, 640, 1280))
+    ]
+    slopes = np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
+    assert errors[-1] > 1e-11
+    np.testing.assert_allclose(slopes, CASES[case].order, atol=0.15)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_one_step_to_data_is_the_denoiser(eta, x64):
+    """Stepping to time 0 returns the predicted clean example, with no noise left."""
+    p = process.gaussian(process.cosine())
+    denoiser = score.oracle(p, core.gaussian(jnp.array([0.7, 0.1]), core.Diagonal(0.6)))
+    x = jnp.array([[0.3, -1.0]])
+    out = sampler.sample(
+        jax.random.key(0), sampler.ddim(p, eta=eta), denoiser, sampler.uniform(p, 1), x
+    )
+    np.testing.assert_allclose(out.x[0], denoiser(x[0], 1.0), atol=1e-14)
+
+
+def test_ancestral_step_is_the_posterior(x64):
+    """With the clean example known, an ancestral step draws q(x_s | x_t, x_0) exactly."""
+    p = process.gaussian(process.linear_beta())
+    t, s, x0, x = 0.6, 0.4, 0.8, -0.3
+    a, b = p.transition(s, t)
+    alpha, sigma = p.alpha(s), p.sigma(s)
+    variance = 1 / (a**2 / b**2 + 1 / sigma**2)
+    mean = variance * (a * x / b**2 + alpha * x0 / sigma**2)
+
+    def step(z):
+        new, _ = sampler.ancestral(p).step(
+            lambda x, t: jnp.array([x0]),
+            Given(jnp.array([z])),
+            sampler.State(jnp.array([x])),
+            jnp.asarray(t),
+            jnp.asarray(s),
+        )
+        return float(new.x[0])
+
+    np.testing.assert_allclose(step(0.0), mean, rtol=1e-12)
+    np.testing.assert_allclose((step(1.0) - step(0.0)) ** 2, variance, rtol=1e-12)
+
+
+def test_static_zero_eta_draws_no_noise():
+    """DDIM at eta = 0 is the deterministic stepper, a traced 0 agrees to 4 ulp a step."""
+    p = process.gaussian(process.cosine())
+    assert sampler.ddim(p, eta=0.0) == sampler.ddim(p)
+    assert type(sampler.ddim(p)) is sampler.DDIM
+    denoiser = score.oracle(p, core.gaussian(jnp.array([0.7]), core.Diagonal(0.6)))
+    plan, x, key = sampler.uniform(p, 4), jnp.array([[0.3]]), jax.random.key(0)
+
+    @jax.jit
+    def traced(eta):
+        return sampler.sample(key, sampler.ddim(p, eta), denoiser, plan, x).x
+
+    plain = sampler.sample(key, sampler.ddim(p), denoiser, plan, x).x
+    np.testing.assert_allclose(traced(0.0), plain, rtol=4 * 4 * np.finfo(np.float32).eps)
+
+
+@cases
+def test_sample_zero_does_not_see_the_others(case, key):
+    """At a fixed shape sample 0 is bitwise unchanged when all others change."""
+    denoiser, stepper, plan, x = small(case)
+    other = x.at[1:].set(7.0)
+    one = sampler.sample(key, stepper, denoiser, plan, x).x
+    two = sampler.sample(key, stepper, denoiser, plan, other).x
+    np.testing.assert_array_equal(one[0], two[0])
+    assert not np.array_equal(one[1], two[1])
+
+
+@cases
+def test_the_batch_is_prefix_stable(case, key):
+    """A sample alone is the sample within a batch (to rounding), by its index."""
+    denoiser, stepper, plan, x = small(case)
+    whole = sampler.sample(key, stepper, denoiser, plan, x).x
+    third = sampler.sample(key, stepper, denoiser, plan, x[3:4], index=jnp.array([3])).x
+    np.testing.assert_allclose(third[0], whole[3], atol=1e-5)
+
+
+@cases
+def test_composes_under_shard_map_and_grad(case, key):
+    """Sampling under jit(shard_map) on eight devices equals the plain call; grad is finite."""
+    denoiser, stepper, plan, x = small(case, batch=16)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = PartitionSpec("data")
+
+    def run(x, index):
+        return sampler.sample(key, stepper, denoiser, plan, x, index=index).x
+
+    sharded = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=(spec, spec), out_specs=spec))
+    np.testing.assert_allclose(sharded(x, jnp.arange(16)), run(x, None), atol=1e-5)
+    placed = jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
+    np.testing.assert_allclose(run(placed, None), run(x, None), atol=1e-5)
+    gradient = jax.grad(
+        lambda stepper, den: jnp.sum(sampler.sample(key, stepper, den, plan, x).x), (0, 1)
+    )(stepper, denoiser)
+    chex.assert_tree_all_finite(gradient)
+
+
+def small(case, batch=8):
+    p = process.gaussian(COSINE)
+    denoiser = score.oracle(p, core.gaussian(jnp.array([0.7, -0.2]), core.Diagonal(0.6)))
+    x = p.prior().sample(jax.random.key(5), (batch, 2))
+    return denoiser, CASES[case].make(p), sampler.uniform(p, 6), x
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_composes_under_pmap(key):
+    """Sampling under pmap."""
+    denoiser, stepper, plan, x = small("heun", batch=16)
+    run = jax.pmap(lambda x: sampler.sample(key, stepper, denoiser, plan, x).x)
+    chex.assert_shape(run(x.reshape(8, 2, 2)), (8, 2, 2))
