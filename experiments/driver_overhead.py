@@ -89,12 +89,17 @@ def by_hand(key, denoiser, times, x):
     def bits(t):
         return jax.lax.bitcast_convert_type(t, jnp.uint32)
 
+    def draw(words, i):
+        own = jax.random.wrap_key_data(words.at[1].set(words[1] ^ i))
+        return jax.random.normal(own, x.shape[1:], x.dtype)
+
+    index = jnp.arange(x.shape[0], dtype=jnp.uint32)
+
     def step(x, slot):
         i, t, s = slot
-        pair = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, i), bits(t)), bits(s))
-        z = jax.vmap(
-            lambda i: jax.random.normal(jax.random.fold_in(pair, i), x.shape[1:], x.dtype)
-        )(jnp.arange(x.shape[0]))
+        words = jax.random.key_data(jax.random.fold_in(key, i))
+        words = words.at[0].set(words[0] ^ (bits(t) * jnp.uint32(0x9E3779B1) + bits(s)))
+        z = jax.vmap(draw, (None, 0))(words, index)
         eps = (x - p.alpha(t) * jax.vmap(lambda x: denoiser(x, t))(x)) / p.sigma(t)
         g2 = p.dispersion_squared(t)
         drift = p.drift(t) * x + g2 / p.sigma(t) * eps
