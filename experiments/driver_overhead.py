@@ -86,20 +86,12 @@ def by_hand(key, denoiser, times, x):
     p = denoiser.process
     times = jnp.asarray(times, x.dtype)
 
-    def bits(t):
-        return jax.lax.bitcast_convert_type(t, jnp.uint32)
-
-    def draw(words, i):
-        own = jax.random.wrap_key_data(words.at[1].set(words[1] ^ i))
-        return jax.random.normal(own, x.shape[1:], x.dtype)
-
-    index = jnp.arange(x.shape[0], dtype=jnp.uint32)
-
     def step(x, slot):
         i, t, s = slot
-        words = jax.random.key_data(jax.random.fold_in(key, i))
-        words = words.at[0].set(words[0] ^ (bits(t) * jnp.uint32(0x9E3779B1) + bits(s)))
-        z = jax.vmap(draw, (None, 0))(words, index)
+        step_key = jax.random.fold_in(key, i)
+        z = jax.vmap(lambda n: core.Independent(step_key, n, x.shape[1:], x.dtype).increment(t, s))(
+            jnp.arange(x.shape[0])
+        )
         eps = (x - p.alpha(t) * jax.vmap(lambda x: denoiser(x, t))(x)) / p.sigma(t)
         g2 = p.dispersion_squared(t)
         drift = p.drift(t) * x + g2 / p.sigma(t) * eps
