@@ -4,7 +4,7 @@ from jaxinf.core.arithmetic import divide, root
 from jaxinf.core.checks import check_batch, check_key
 from jaxinf.core.covariance import Covariance, Dense, Diagonal, add, dense, white
 from jaxinf.core.laws import Gaussian, Mixture, gaussian, log_prob, mixture
-from jaxinf.core.noise import Independent, Noise
+from jaxinf.core.noise import Independent, Noise, normal
 from jaxinf.core.record import record, static
 from jaxinf.core.scan import carry, is_concrete, runge_kutta
 from jaxinf.core.trace import Exact, Hutchinson, Trace, exact, hutchinson, value_and_trace
@@ -37,6 +37,7 @@ __all__ = [
     "is_concrete",
     "log_prob",
     "mixture",
+    "normal",
     "record",
     "root",
     "runge_kutta",

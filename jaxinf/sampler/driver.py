@@ -105,10 +105,9 @@ def _sample(
 
     def step(states: Any, slot: tuple[Array, Array, Array]) -> tuple[Any, Path | None]:
         i, t, s = slot
-        step_key = jax.random.fold_in(key, i)
 
         def one(state: Any, cond: PyTree, index: Array) -> tuple[Any, Any]:
-            noise = Independent(step_key, index, shape, dtype)
+            noise = Independent(key, i, index, shape, dtype)
 
             def denoise(x: Array, t: Array) -> Array:
                 clean = denoiser(x, t, cond)

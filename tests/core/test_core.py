@@ -35,7 +35,7 @@ def test_noise_depends_on_step_pair_and_index_alone(key):
     """The same (step, t, s, index) gives the same draw; changing any one gives another."""
 
     def draw(step=0, t=0.5, s=0.4, index=0):
-        noise = core.Independent(jax.random.fold_in(key, step), index, (3,), jnp.float32)
+        noise = core.Independent(key, step, index, (3,), jnp.float32)
         return np.asarray(noise.increment(t, s))
 
     np.testing.assert_array_equal(draw(), draw())
@@ -46,10 +46,18 @@ def test_noise_depends_on_step_pair_and_index_alone(key):
 
 def test_increments_are_standard_normal(key):
     """Mean 0, variance 1, no correlation between samples: |z| < 4."""
-    noise = core.Independent(key, jnp.arange(20_000), (2,), jnp.float32)
-    z = jax.vmap(
-        lambda i: core.Independent(noise.step_key, i, (2,), jnp.float32).increment(0.5, 0.4)
-    )(noise.index)
+
+    def draw(step, index):
+        return core.Independent(key, step, index, (2,), jnp.float32).increment(0.5, 0.4)
+
+    for z in (
+        jax.vmap(draw, (None, 0))(0, jnp.arange(20_000)),
+        jax.vmap(draw, (0, None))(jnp.arange(20_000), 0),
+    ):
+        _check_standard_normal(z)
+
+
+def _check_standard_normal(z):
     n = len(z)
     for moment, mean, deviation in (
         (z, 0, 1),
@@ -58,6 +66,17 @@ def test_increments_are_standard_normal(key):
         (z[:, :1] * z[:, 1:], 0, 1),
     ):
         assert float(jnp.max(jnp.abs(moment.mean(0) - mean))) * np.sqrt(n) / deviation < 4
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3, 5), (1000,)])
+def test_normal_is_jax_random_normal(shape, key):
+    """The same numbers to the last bit, inside a compiled scan too; other dtypes are JAX's own."""
+    expected = jax.random.normal(key, shape)
+    np.testing.assert_array_equal(core.normal(key, shape), expected)
+    _, scanned = jax.lax.scan(lambda c, _: (c, core.normal(key, shape)), 0, length=2)
+    np.testing.assert_array_equal(scanned[1], expected)
+    half = core.normal(key, shape, jnp.bfloat16)
+    np.testing.assert_array_equal(half, jax.random.normal(key, shape, jnp.bfloat16))
 
 
 @pytest.mark.parametrize("probes", [1, 7])

@@ -38,7 +38,7 @@ def test_plans_count_the_calls():
             plan, stepper = sampler.uniform(VP, 5, end=end), make(VP)
             calls.clear()
             state = sampler.State(jnp.ones(1))
-            noise = core.Independent(jax.random.key(0), 0, (1,), jnp.float32)
+            noise = core.Independent(jax.random.key(0), 0, 0, (1,), jnp.float32)
             for t, s in zip(plan.times[:-1], plan.times[1:], strict=True):
                 state, _ = stepper.step(denoise, noise, state, jnp.float32(t), jnp.float32(s))
             jax.effects_barrier()
@@ -52,10 +52,9 @@ def test_the_driver_is_the_scan_written_by_hand(key):
 
     def body(x, slot):
         i, t, s = slot
-        step_key = jax.random.fold_in(key, i)
 
         def one(x, index):
-            noise = core.Independent(step_key, index, (2,), jnp.float32)
+            noise = core.Independent(key, i, index, (2,), jnp.float32)
             return stepper.step(lambda x, t: DENOISER(x, t), noise, sampler.State(x), t, s)[0].x
 
         x = jax.vmap(one)(x, jnp.arange(4))
