@@ -1,6 +1,7 @@
 """What every room stands on: records, types, exact laws, noise, traces and the drivers' parts."""
 
 from jaxinf.core.arithmetic import divide, root
+from jaxinf.core.brownian import Brownian, BrownianPath, brownian
 from jaxinf.core.checks import check_batch, check_key
 from jaxinf.core.covariance import Covariance, Dense, Diagonal, add, dense, white
 from jaxinf.core.laws import Gaussian, Mixture, gaussian, log_prob, mixture
@@ -11,6 +12,8 @@ from jaxinf.core.trace import Exact, Hutchinson, Trace, exact, hutchinson, value
 from jaxinf.core.types import Key, Leaf, PyTree, Scalar
 
 __all__ = [
+    "Brownian",
+    "BrownianPath",
     "Covariance",
     "Dense",
     "Diagonal",
@@ -26,6 +29,7 @@ __all__ = [
     "Scalar",
     "Trace",
     "add",
+    "brownian",
     "carry",
     "check_batch",
     "check_key",

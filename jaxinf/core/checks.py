@@ -31,19 +31,22 @@ def check_key(key: Any, name: str = "key") -> None:
         )
 
 
-def check_batch(x: Any, cond: PyTree = None) -> None:
+def check_batch(x: Any, cond: PyTree = None, *, tokens: bool = False) -> None:
     """Raise unless ``x`` is a floating batch of examples and conditions have its leading axis.
 
     Args:
       x: examples, shape (batch, ...).
       cond: a pytree of conditions, or None.
+      tokens: whether examples are whole numbers instead.
 
     Raises:
-      TypeError: for examples that are not floating.
+      TypeError: for examples that are not floating (not integer, for tokens).
       ValueError: for an empty batch, or conditions of another length.
     """
     shape, dtype = jnp.shape(x), jnp.result_type(x)
-    if not jnp.issubdtype(dtype, jnp.floating):
+    if tokens and not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(f"tokens must be integers, got {dtype}; x.astype(jnp.int32) makes them so")
+    if not tokens and not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
             f"examples must be floating, got {dtype}; data.dequantise(key, x, levels) turns "
             "integer levels into numbers in [-1, 1], x.astype(jnp.float32) keeps them"

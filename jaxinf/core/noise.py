@@ -42,8 +42,8 @@ class Independent:
 
     def key_of(self, t: Scalar, s: Scalar) -> Key:
         """Return this sample's key for the pair (t, s), for draws that are not Gaussian."""
-        step = _mixed(jnp.asarray(self.step, jnp.uint32))
-        pair = _mixed(_mixed(_bits(t) ^ step) + _bits(s))
+        step = mixed(jnp.asarray(self.step, jnp.uint32))
+        pair = mixed(mixed(_bits(t) ^ step) + _bits(s))
         words = jax.random.key_data(self.key)
         first, last = words[:1] ^ pair, words[-1:] ^ jnp.asarray(self.index, jnp.uint32)
         words = jnp.concatenate([first, words[1:-1], last])
@@ -54,7 +54,7 @@ class Independent:
         return normal(self.key_of(t, s), self.shape, self.dtype)
 
 
-def _mixed(word: Array) -> Array:
+def mixed(word: Array) -> Array:
     """One multiplication and one shift that spread a word's bits (xorshift-multiply)."""
     word = word * np.uint32(0x9E3779B1)
     return word ^ (word >> 15)

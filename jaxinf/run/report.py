@@ -58,7 +58,10 @@ def curve(ledger: Ledger) -> Any:
     steps = [step for step, _ in ledger.history]
     for name in watched(ledger.history[0][1]):
         values = np.array([metrics[name] for _, metrics in ledger.history], dtype=float)
-        axes.plot(steps, values, label=name, linewidth=1, marker="." if len(steps) == 1 else None)
+        seeds = values.reshape(len(steps), -1).T
+        for seed, line in enumerate(seeds):
+            label = f"{name}, seed {seed}" if len(seeds) > 1 else name
+            axes.plot(steps, line, label=label, lw=1, marker="." if len(steps) == 1 else None)
         finite = values[np.isfinite(values)]
         if len(finite) and finite.min() > 0:
             axes.set_yscale("log")

@@ -5,12 +5,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jaxinf.core import Independent, Key, PyTree, check_batch, check_key, is_concrete
+from jaxinf.core import Brownian, Independent, Key, PyTree, check_batch, check_key, is_concrete
 from jaxinf.core.progress import tick
 from jaxinf.sampler.plan import Plan
-from jaxinf.sampler.stepper import Stepper
+from jaxinf.sampler.stepper import Stepper, Tabulated, advance, renoise, table
 
 
 class Path(NamedTuple):
@@ -26,7 +27,10 @@ class SampleInfo(NamedTuple):
     """What a run tells."""
 
     finite: Bool[Array, " batch"]
-    """Whether each sample's numbers are all finite."""
+    """Whether each sample's numbers were finite after every step."""
+    failed_at: Int[Array, " batch"]
+    """The step at which each sample ceased to be finite; it keeps its state of before, and takes
+    part no more. The number of steps where all went well."""
     path: Path | None
     """The trajectory, where it was asked for."""
 
@@ -50,6 +54,8 @@ def sample(
     cond: PyTree = None,
     *,
     index: Int[Array, " batch"] | None = None,
+    noise: Brownian | None = None,
+    block: int | None = None,
     trajectory: bool = False,
     progress: bool = False,
 ) -> Sample:
@@ -65,10 +71,15 @@ def sample(
       denoiser: a pytree called as ``denoiser(x, t, cond)`` for one example, returning the mean of
         the clean example with x's shape.
       plan: the times to walk.
-      x_T: starts, ``process.prior().sample(key, shape)`` say; floating.
+      x_T: starts, ``process.prior().sample(key, shape)`` say; floating, or whole numbers for a
+        process of tokens.
       cond: conditions, a pytree whose leaves have the batch's leading axis.
       index: the samples' numbers, by default 0 ... batch - 1; a shard of a larger batch passes
         its own.
+      noise: ``core.brownian(process.t_max)`` for noise that agrees across grids; by default
+        increments are independent.
+      block: compute this many samples at a time, one block after the other. All blocks are one
+        program, so a sample is the same to the last bit whatever the batch.
       trajectory: whether to stack what is passed on the way in ``info.path``.
       progress: whether to show a progress bar.
 
@@ -77,69 +88,155 @@ def sample(
 
     Raises:
       TypeError: for a raw key, or a start that is not floating.
-      ValueError: for an empty batch, conditions or indices of another length, a plan that leaves
-        the stepper's process, or a denoiser that changes the example's shape.
+      ValueError: for an empty batch, conditions or indices of another length, a block below 1, a
+        plan that leaves the stepper's process, or a denoiser that changes the example's shape.
     """
     check_key(key)
     x_T = jnp.asarray(x_T)
-    _check(stepper, plan, x_T, cond, index)
+    _check(stepper, plan, x_T, cond, index, block)
     if index is None:
         index = jnp.arange(x_T.shape[0])
-    return _sample(key, stepper, denoiser, plan, x_T, cond, index, trajectory, progress)
+    rows = _host_table(stepper, plan) if is_concrete((stepper, plan)) else None
+    return _sample(
+        key, stepper, denoiser, plan, rows, x_T, cond, index, noise, block, trajectory, progress
+    )
 
 
-@partial(jax.jit, static_argnames=("trajectory", "progress"))
+@partial(jax.jit, static_argnames=("block", "trajectory", "progress"))
 def _sample(
     key: Key,
     stepper: Stepper,
     denoiser: Any,
     plan: Plan,
+    rows: Any,
     x: Array,
     cond: PyTree,
     index: Array,
+    noise: Any,
+    block: int | None,
     trajectory: bool,
     progress: bool,
 ) -> Sample:
-    steps, shape, dtype = plan.steps, x.shape[1:], x.dtype
-    times = jnp.asarray(plan.times, jnp.promote_types(dtype, jnp.float32))
+    times = jnp.asarray(plan.times, jnp.promote_types(x.dtype, jnp.float32))
+    rows = table(stepper, times) if rows is None else _narrowed(rows, times.dtype)
+    slots = (jnp.arange(plan.steps), times[:-1], times[1:], rows)
 
-    def step(states: Any, slot: tuple[Array, Array, Array]) -> tuple[Any, Path | None]:
-        i, t, s = slot
+    def run(x: Array, cond: PyTree, index: Array) -> tuple[Any, ...]:
+        step = partial(_step, key, stepper, denoiser, noise, plan.rises, cond, index, x.dtype)
 
-        def one(state: Any, cond: PyTree, index: Array) -> tuple[Any, Any]:
-            noise = Independent(key, i, index, shape, dtype)
+        def body(carry: tuple[Any, Array], slot: Any) -> tuple[Any, Path | None]:
+            carry, info = step(carry, slot)
+            if progress:
+                tick(slot[0], plan.steps, "sampling")
+            return carry, Path(carry[0].x, info) if trajectory else None
 
-            def denoise(x: Array, t: Array) -> Array:
-                clean = denoiser(x, t, cond)
-                if clean.shape != shape:
-                    raise ValueError(
-                        f"the denoiser must return the example's shape {shape}, it returned "
-                        f"{clean.shape}; it is called for one example, without a batch axis"
-                    )
-                return clean
+        states = jax.vmap(stepper.init)(x)
+        failed_at = jnp.full_like(index, plan.steps)
+        (states, failed_at), path = jax.lax.scan(body, (states, failed_at), slots)
+        return states, failed_at, path
 
-            new, info = stepper.step(denoise, noise, state, t, s)
+    run = run if block is None else _in_blocks(run, block)
+    states, failed_at, path = run(x, cond, index)
+    return Sample(states.x, states, SampleInfo(failed_at == plan.steps, failed_at, path))
+
+
+def _step(
+    key: Key,
+    stepper: Stepper,
+    denoiser: Any,
+    noise: Any,
+    rises: bool,
+    cond: PyTree,
+    index: Array,
+    dtype: Any,
+    carry: tuple[Any, Array],
+    slot: tuple[Array, Array, Array, Any],
+) -> tuple[tuple[Any, Array], Any]:
+    """One step of the whole batch; samples that are not finite any more stay where they were."""
+    i, t, s, row = slot
+
+    def one(state: Any, failed_at: Array, cond: PyTree, index: Array) -> tuple[Any, Array, Any]:
+        shape = state.x.shape
+        make = Independent if noise is None else noise.at
+        increments = make(key, i, index, shape, dtype)
+
+        def denoise(x: Array, t: Array) -> Array:
+            clean = denoiser(x, t, cond)
+            if clean.shape[: len(shape)] != shape:
+                raise ValueError(
+                    f"the denoiser must return the example's shape {shape}, it returned "
+                    f"{clean.shape}; it is called for one example, without a batch axis"
+                )
+            return clean
+
+        def back() -> tuple[Any, Any]:
+            new, info = advance(stepper, denoise, increments, state, t, s, row)
             return jax.tree.map(lambda a, b: a.astype(b.dtype), new, state), info
 
-        states, info = jax.vmap(one)(states, cond, index)
-        if progress:
-            tick(i, steps, "sampling")
-        return states, Path(states.x, info) if trajectory else None
+        def forth() -> tuple[Any, Any]:
+            x = renoise(stepper.process, increments, state.x, t, s).astype(dtype)
+            empty = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(back)[1])
+            return stepper.init(x), empty
 
-    slots = (jnp.arange(steps), times[:-1], times[1:])
-    states, path = jax.lax.scan(step, jax.vmap(stepper.init)(x), slots)
-    finite = jnp.all(jnp.isfinite(states.x.reshape(x.shape[0], -1)), axis=1)
-    return Sample(states.x, states, SampleInfo(finite, path))
+        new, info = jax.lax.cond(s > t, forth, back) if rises else back()
+        good = jnp.all(jnp.isfinite(new.x)) & (failed_at > i)
+        new = jax.tree.map(partial(jnp.where, good), new, state)
+        return new, jnp.where(good, failed_at, jnp.minimum(failed_at, i)), info
+
+    new, failed_at, info = jax.vmap(one)(*carry, cond, index)
+    return (new, failed_at), info
 
 
-def _check(stepper: Stepper, plan: Plan, x: Array, cond: PyTree, index: Array | None) -> None:
+def _in_blocks(run: Any, block: int) -> Any:
+    """Map a run over blocks of the batch, the last one filled up by repetition."""
+
+    def blocks(*batch: Any) -> Any:
+        size = jax.tree.leaves(batch)[0].shape[0]
+        take = (jnp.arange(-(-size // block) * block) % size).reshape(-1, block)
+        states, failed_at, path = jax.lax.map(
+            lambda rows: run(*jax.tree.map(lambda a: a[rows], batch)), take
+        )
+        flat = partial(jax.tree.map, lambda a: a.reshape(-1, *a.shape[2:])[:size])
+        path = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), path)
+        path = jax.tree.map(lambda a: a.reshape(a.shape[0], -1, *a.shape[3:])[:, :size], path)
+        return flat(states), flat(failed_at), path
+
+    return blocks
+
+
+@jax.jit
+def _table(stepper: Stepper, times: Array) -> Any:
+    return table(stepper, times)
+
+
+def _host_table(stepper: Stepper, plan: Plan) -> Any:
+    """Make the table now, in float64."""
+    if not isinstance(stepper, Tabulated):
+        return None
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        rows = _table(stepper, np.asarray(plan.times, np.float64))
+        return jax.tree.map(np.asarray, rows)
+
+
+def _narrowed(rows: Any, dtype: Any) -> Any:
+    """Cast a table's floating numbers to the times' dtype."""
+    return jax.tree.map(
+        lambda a: jnp.asarray(a, dtype if jnp.issubdtype(a.dtype, jnp.floating) else a.dtype), rows
+    )
+
+
+def _check(
+    stepper: Stepper, plan: Plan, x: Array, cond: PyTree, index: Array | None, block: int | None
+) -> None:
     """Raise on what can be seen before anything is compiled."""
-    check_batch(x, (cond, index))
     process = stepper.process
+    check_batch(x, (cond, index), tokens=not hasattr(process, "sigma"))
+    if block is not None and block < 1:
+        raise ValueError(f"block must be at least 1, got {block}; None computes the batch at once")
     if is_concrete((plan, process.t_max)):
-        first, latest = float(plan.times[0]), float(process.t_max)
+        first, latest = float(np.max(plan.times)), float(process.t_max)
         if first > latest * (1 + 1e-6):
             raise ValueError(
-                f"the plan starts at t={first:.6g}, outside the stepper's process, whose t_max is "
+                f"the plan reaches t={first:.6g}, outside the stepper's process, whose t_max is "
                 f"{latest:.6g}; make both from the same process"
             )

@@ -6,16 +6,21 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import ArrayLike, Float
 
-from jaxinf.core import Leaf, Scalar, record
+from jaxinf.core import Leaf, Scalar, record, static
 from jaxinf.process import Gaussian
 from jaxinf.sampler.stepper import Stepper
 
 
 @record
 class Plan:
-    """Times t_0 > t_1 > ... > t_N; step i goes from t_i to t_{i+1}."""
+    """Times t_0, t_1, ..., t_N; step i goes from t_i to t_{i+1}.
+
+    Where t_{i+1} is the later one (only a ``restart`` makes such plans) the step is the process's
+    forward transition, which calls no denoiser.
+    """
 
     times: Leaf
+    rises: bool = static(default=False)
 
     @property
     def steps(self) -> int:
@@ -25,7 +30,7 @@ class Plan:
     def calls(self, stepper: Stepper) -> int:
         """How often a stepper calls the denoiser along this plan, for each sample."""
         times = np.asarray(self.times, np.float64)
-        return sum(stepper.calls(t, s) for t, s in itertools.pairwise(times))
+        return sum(stepper.calls(t, s) for t, s in itertools.pairwise(times) if s < t)
 
 
 def plan(process: Gaussian, times: Float[ArrayLike, " n"] | Sequence[float]) -> Plan:

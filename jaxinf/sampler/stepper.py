@@ -51,3 +51,36 @@ class Stepper(Protocol):
     def calls(self, t: float, s: float) -> int:
         """How often ``step`` calls the denoiser between t and s."""
         ...
+
+
+@runtime_checkable
+class Tabulated(Protocol):
+    """A stepper with numbers that depend on the plan alone: a multistep method's coefficients, say.
+
+    The driver makes the table before its loop, in float64 on the host where plan and stepper are
+    concrete and in the graph where they are traced, and hands each step its row. Otherwise as
+    ``Stepper``, with ``step(denoise, noise, state, t, s, row)``.
+    """
+
+    def table(self, times: Array) -> Any:
+        """Return a pytree with a leading axis of the plan's steps, from its times."""
+        ...
+
+
+def table(stepper: Any, times: Array) -> Any:
+    """Return a stepper's table for a plan, None where it needs none."""
+    return stepper.table(times) if isinstance(stepper, Tabulated) else None
+
+
+def advance(
+    stepper: Any, denoise: Denoise, noise: Noise, state: Any, t: Scalar, s: Scalar, row: Any
+) -> tuple[Any, Any]:
+    """Call a stepper's ``step``, with its row where it has a table."""
+    rows = (row,) if isinstance(stepper, Tabulated) else ()
+    return stepper.step(denoise, noise, state, t, s, *rows)
+
+
+def renoise(process: Any, noise: Noise, x: Array, t: Scalar, s: Scalar) -> Array:
+    """Return x_s for s noisier than t: x_s = a x_t + b C^(1/2) z, exact."""
+    a, b = process.transition(t, s)
+    return a * x + b * process.covariance.sqrt(noise.increment(t, s))

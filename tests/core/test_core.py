@@ -1,5 +1,7 @@
 """Records, noise, traces, the integrator, and the checks."""
 
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -66,6 +68,25 @@ def _check_standard_normal(z):
         (z[:, :1] * z[:, 1:], 0, 1),
     ):
         assert float(jnp.max(jnp.abs(moment.mean(0) - mean))) * np.sqrt(n) / deviation < 4
+
+
+def test_brownian_increments_agree_across_grids_and_have_unit_variance(key, x64):
+    """Sums over a fine grid are the coarse increments; variance 1, no correlation: |z| < 4."""
+    make = core.brownian(2.0, depth=12)
+    times = jnp.array([1.9, 1.2, 0.7, 0.31, 0.3, 0.0])
+
+    def increments(index):
+        noise = make.at(key, 0, index, (), jnp.float64)
+        fine = jnp.stack([noise.increment(t, s) for t, s in itertools.pairwise(times)])
+        return fine, noise.increment(times[0], times[-1])
+
+    fine, whole = jax.jit(jax.vmap(increments))(jnp.arange(4000))
+    np.testing.assert_allclose(fine @ jnp.sqrt(-jnp.diff(times)), whole * np.sqrt(1.9), rtol=1e-9)
+    moments = fine.T @ fine / 4000
+    z = (moments - jnp.eye(5)) * np.sqrt(4000) / np.sqrt(1 + np.eye(5))
+    assert float(jnp.max(jnp.abs(z))) < 4
+    with pytest.raises(ValueError, match=r"depth must be 1 \.\.\. 30"):
+        core.brownian(1.0, depth=0)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3, 5), (1000,)])

@@ -1,5 +1,7 @@
 """The driver, and plans."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -213,3 +215,53 @@ def test_bad_input(call, error, message, key):
 
 EDM = process.gaussian(process.edm())
 RUN = (sampler.ddim(VP), DENOISER, sampler.uniform(VP, 3), X)
+
+
+def test_a_failing_denoiser_is_told_and_the_last_finite_state_kept(key):
+    """Sample 1's denoiser gives NaN at the third step: its state of before stays, others go on."""
+    plan = sampler.uniform(VP, 6)
+    bad = float(plan.times[2])
+
+    def broken(x, t, cond):
+        return jnp.where((jnp.abs(t - bad) < 1e-6) & cond, jnp.nan, DENOISER(x, t))
+
+    wrong = jnp.arange(4) == 1
+    stepper = sampler.ddim(VP)
+    out = sampler.sample(
+        key, stepper, jax.tree_util.Partial(broken), plan, X, wrong, trajectory=True
+    )
+    good = sampler.sample(key, stepper, DENOISER, plan, X)
+    np.testing.assert_array_equal(out.info.finite, ~wrong)
+    np.testing.assert_array_equal(out.info.failed_at, [6, 2, 6, 6])
+    np.testing.assert_array_equal(out.x[1], out.info.path.x[1, 1])
+    np.testing.assert_allclose(out.x[2:], good.x[2:], atol=1e-6)
+
+
+def test_blocks_are_bitwise_the_same_whatever_the_batch(key):
+    """Seven samples in blocks of three, or one alone: the same bits; to rounding, the plain run."""
+    plan, stepper = sampler.uniform(VP, 6), sampler.ancestral(VP)
+    x = jnp.concatenate([X, X[:3] * 2])
+    run = partial(sampler.sample, key, stepper, DENOISER, plan)
+    whole = run(x, block=3, trajectory=True)
+    plain = run(x, trajectory=True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole, plain)
+    for i in range(7):
+        alone = run(x[i : i + 1], index=jnp.array([i]), block=3)
+        np.testing.assert_array_equal(alone.x[0], whole.x[i])
+    with pytest.raises(ValueError, match="block must be at least 1"):
+        run(x, block=0)
+
+
+def test_brownian_noise_agrees_across_grids(key):
+    """Euler-Maruyama on 64 and 128 steps of one path: far closer than with independent noise."""
+
+    p = process.gaussian(process.cosine(t_max=0.99))
+
+    def end(noise, steps):
+        plan = sampler.uniform(p, steps, end=p.t_min)
+        return sampler.sample(key, sampler.euler_maruyama(p), DENOISER, plan, X, noise=noise).x
+
+    def gap(noise):
+        return float(jnp.sqrt(jnp.mean((end(noise, 64) - end(noise, 128)) ** 2)))
+
+    assert gap(core.brownian(p.t_max)) < 0.2 * gap(None)
