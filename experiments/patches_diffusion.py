@@ -3,9 +3,9 @@
 Papers: Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022):
 schedule, preconditioning, law of times, Heun's method on the rho = 7 plan.
 Command: ``jaxinf run experiments/patches_diffusion.py``
-Hardware: 2 CPU cores, about an hour; a GPU for more than a look.
-Expected: not measured to the end; 150 steps (two minutes) give a distance ratio of 1.40 over 64
-patches and 7.38 bits per dimension (standard error 0.009).
+Hardware: 2 CPU cores, 30 to 60 minutes; a GPU for more than a look.
+Expected: one seed: distance ratio 1.30 (test patches to drawn ones, over training patches);
+2.57 bits per dimension (standard error 0.12) on a quarter of the test patches.
 """
 
 from dataclasses import dataclass

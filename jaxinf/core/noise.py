@@ -31,7 +31,9 @@ class Independent:
 
     Step, pair and index are put into the two words of the key. Threefry needs no more: its keys
     give independent streams as soon as they differ (Parallel Random Numbers: As Easy as 1, 2, 3,
-    Salmon et al., 2011), and each hash more would cost as much as the draw, compiled and run.
+    Salmon et al., 2011), and each hash more would cost as much as the draw, compiled and run. The
+    key must come out of a hash itself (``split``, ``fold_in``): the words of ``jax.random.key(0)``
+    and ``key(1)`` differ as the indices 0 and 1 do.
     """
 
     key: Leaf

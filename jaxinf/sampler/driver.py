@@ -97,6 +97,8 @@ def sample(
     if index is None:
         index = jnp.arange(x_T.shape[0])
     rows = _host_table(stepper, plan) if is_concrete((stepper, plan)) else None
+    # jax.random.key(0) and key(1) differ in one bit, as indices do: hashed, keys are far apart
+    key = jax.random.fold_in(key, 0)
     return _sample(
         key, stepper, denoiser, plan, rows, x_T, cond, index, noise, block, trajectory, progress
     )

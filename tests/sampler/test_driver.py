@@ -51,12 +51,13 @@ def test_the_driver_is_the_scan_written_by_hand(key):
     """The same arithmetic in a plain scan gives the same numbers."""
     plan = sampler.uniform(VP, 6)
     stepper = sampler.ancestral(VP)
+    hashed = jax.random.fold_in(key, 0)
 
     def body(x, slot):
         i, t, s = slot
 
         def one(x, index):
-            noise = core.Independent(key, i, index, (2,), jnp.float32)
+            noise = core.Independent(hashed, i, index, (2,), jnp.float32)
             return stepper.step(lambda x, t: DENOISER(x, t), noise, sampler.State(x), t, s)[0].x
 
         x = jax.vmap(one)(x, jnp.arange(4))
@@ -265,3 +266,13 @@ def test_brownian_noise_agrees_across_grids(key):
         return float(jnp.sqrt(jnp.mean((end(noise, 64) - end(noise, 128)) ** 2)))
 
     assert gap(core.brownian(p.t_max)) < 0.2 * gap(None)
+
+
+def test_neighbouring_seeds_share_no_sample():
+    """From equal starts, 4 seeds x 16 indices give 64 different samples."""
+    x, plan = jnp.ones((16, 2)), sampler.uniform(VP, 3, end=0.1)
+    runs = [
+        sampler.sample(jax.random.key(seed), sampler.ancestral(VP), DENOISER, plan, x).x
+        for seed in range(4)
+    ]
+    assert len(np.unique(np.concatenate(runs), axis=0)) == 64
