@@ -83,7 +83,7 @@ def build(config: Config) -> Study:
 @jax.jit
 def by_hand(key, denoiser, times, x):
     """The driver's arithmetic for Euler-Maruyama as a user would write it: the same noise too."""
-    p = denoiser.process
+    p, key = denoiser.process, jax.random.fold_in(key, 0)
     times = jnp.asarray(times, x.dtype)
 
     def step(x, slot):

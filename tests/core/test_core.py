@@ -33,17 +33,48 @@ def test_records_are_pytrees_whose_static_fields_are_structure():
         Pair(1.0, 2.0).a = 3.0
 
 
-def test_noise_depends_on_step_pair_and_index_alone(key):
-    """The same (step, t, s, index) gives the same draw; changing any one gives another."""
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_noise_depends_on_key_step_pair_and_index_alone(impl):
+    """The same (key, step, t, s, index) gives the same draw; changing any one gives another.
 
-    def draw(step=0, t=0.5, s=0.4, index=0):
+    For the key that is each of its words, whatever the generator.
+    """
+    words = jax.random.key_data(jax.random.key(7, impl=impl))
+
+    def draw(step=0, t=0.5, s=0.4, index=0, words=words):
+        key = jax.random.wrap_key_data(words, impl=impl)
         noise = core.Independent(key, step, index, (3,), jnp.float32)
         return np.asarray(noise.increment(t, s))
 
     np.testing.assert_array_equal(draw(), draw())
     others = [draw(step=1), draw(t=0.6), draw(s=0.3), draw(index=1), draw(t=0.4, s=0.5)]
+    others += [draw(words=words.at[i].add(1)) for i in range(words.size)]
     for other in others:
         assert not np.any(other == draw())
+
+
+def test_no_two_steps_or_pairs_share_a_key(key):
+    """On a dyadic grid, where times have few bits, every (step, t, s) has a key of its own."""
+    times = jnp.linspace(1.0, 0.0, 65)
+
+    def words(step, t, s):
+        noise = core.Independent(key, step, 0, (), jnp.float32)
+        return jax.random.key_data(noise.key_of(t, s))
+
+    over_s = jax.vmap(words, (None, None, 0))
+    over_all = jax.vmap(jax.vmap(over_s, (None, 0, None)), (0, None, None))
+    got = np.asarray(jax.jit(over_all)(jnp.arange(64), times, times)).reshape(-1, 2)
+    assert len(np.unique(got, axis=0)) == len(got)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
+def test_increments_have_the_samples_dtype(dtype, key, x64):
+    """An increment is drawn in the example's dtype, with the numbers of that dtype."""
+    noise = core.Independent(key, 0, 0, (3,), dtype)
+    wanted = jax.random.normal(noise.key_of(0.5, 0.4), (3,), dtype)
+    assert wanted.dtype == dtype
+    chex.assert_trees_all_equal_shapes_and_dtypes(noise.increment(0.5, 0.4), wanted)
+    np.testing.assert_array_equal(noise.increment(0.5, 0.4), wanted)
 
 
 def test_increments_are_standard_normal(key):
@@ -85,6 +116,8 @@ def test_brownian_increments_agree_across_grids_and_have_unit_variance(key, x64)
     moments = fine.T @ fine / 4000
     z = (moments - jnp.eye(5)) * np.sqrt(4000) / np.sqrt(1 + np.eye(5))
     assert float(jnp.max(jnp.abs(z))) < 4
+    other = make.at(jax.random.key(1), 0, 0, (), jnp.float64).increment(times[0], times[-1])
+    assert float(other) != float(whole[0])
     with pytest.raises(ValueError, match=r"depth must be 1 \.\.\. 30"):
         core.brownian(1.0, depth=0)
 
@@ -118,6 +151,20 @@ def test_hutchinson_is_unbiased_with_the_stated_variance(probes, x64):
     spread = (draws - jnp.trace(a)) ** 2
     z = (spread.mean() - variance) / (spread.std() / np.sqrt(len(draws)))
     assert abs(float(z)) < 4
+
+
+def test_each_probe_has_its_own_estimate(x64):
+    """Hutchinson's estimates, on an image-shaped example, are v^T J v in the probes' order."""
+    a = jax.random.normal(jax.random.key(2), (6, 6))
+    x, trace = jnp.ones((2, 3)), core.hutchinson(4)
+    probes = trace.probes(jax.random.key(0), x)
+
+    def field(x):
+        return (a @ x.ravel()).reshape(x.shape)
+
+    v = probes.reshape(4, 6)
+    wanted = jnp.sum((v @ a) * v, axis=1)
+    np.testing.assert_allclose(core.value_and_trace(trace, field, x, probes)[1], wanted, rtol=1e-12)
 
 
 def test_exact_trace_is_the_jacobians(x64):

@@ -103,13 +103,28 @@ def test_covariance_operators(kind, shape, x64):
     np.testing.assert_allclose(
         2 * cov.log_det_sqrt(size), jnp.linalg.slogdet(c)[1], rtol=1e-12, atol=1e-12
     )
-    np.testing.assert_allclose(cov.scaled(3.0).matvec(x), 9 * cov.matvec(x), atol=1e-12)
+    turned = cov.scaled(-3.0)
+    np.testing.assert_allclose(turned.matvec(x), 9 * cov.matvec(x), atol=1e-12)
+    grown = cov.log_det_sqrt(size) + size * np.log(3)
+    np.testing.assert_allclose(turned.log_det_sqrt(size), grown, rtol=1e-12)
+
+
+def test_weights_need_not_be_normalised(x64):
+    """A mixture is that of its weights' proportions, however it is made."""
+    means, scales = jnp.stack([MEAN, -MEAN]), jnp.array([0.4, 1.5])
+    law = core.mixture(jnp.array([0.3, 0.7]), means, scales)
+    scaled = core.mixture(jnp.array([0.9, 2.1]), means, scales)
+    np.testing.assert_allclose(scaled.log_weights, jnp.log(jnp.array([0.3, 0.7])), rtol=1e-12)
+    shifted = core.Mixture(law.log_weights + 2, law.components)
+    np.testing.assert_allclose(
+        shifted.log_prob(jnp.asarray(X)), law.log_prob(jnp.asarray(X)), rtol=1e-12
+    )
 
 
 def test_bad_covariances_and_weights():
     """Matrices that are no covariances and weights that are not positive say so."""
     with pytest.raises(ValueError, match="symmetric"):
-        core.dense(jnp.array([[1.0, 0.5], [0.0, 1.0]]))
+        core.dense(jnp.array([[1.0, 0.5], [0.4999, 1.0]]))
     with pytest.raises(ValueError, match=r"positive definite.*jitter"):
         core.dense(jnp.array([[1.0, 2.0], [2.0, 1.0]]))
     with pytest.raises(ValueError, match="multiple of 3"):

@@ -37,6 +37,7 @@ SCHEDULES = {
     "zero_terminal_snr": lambda: process.zero_terminal_snr(process.linear_beta()),
     "zero_terminal_betas": lambda: process.zero_terminal_snr(process.betas(SD_BETAS)),
 }
+NOT_PRESERVING = {"variance_exploding", "edm", "linear_interpolation", "custom"}
 COVARIANCE = np.array([[1.0, 0.6, 0.2], [0.6, 1.5, -0.3], [0.2, -0.3, 0.7]])
 NOISES = {"white": lambda: core.white(), "coloured": lambda: core.dense(jnp.asarray(COVARIANCE))}
 PREDICTIONS = {
@@ -79,6 +80,17 @@ def test_alpha_and_sigma_run_from_data_to_noise(name, x64):
     ratios = jax.vmap(p.log_snr)(jnp.concatenate([jnp.zeros(1), times]))
     assert bool(jnp.all(jnp.isfinite(ratios)))
     assert bool(jnp.all(jnp.diff(ratios) < 0))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name in SCHEDULES if name not in NOT_PRESERVING],
+)
+def test_variance_is_preserved(name, x64):
+    """alpha^2 + sigma^2 = 1 where the schedule says so."""
+    p = make(name)
+    for t in inner_times(p):
+        np.testing.assert_allclose(p.alpha(t) ** 2 + p.sigma(t) ** 2, 1, rtol=1e-12)
 
 
 @schedules
@@ -192,6 +204,22 @@ def test_conversions(name, noise, x64):
 
 
 @schedules
+@pytest.mark.parametrize("kind", PREDICTIONS)
+def test_weights_are_the_squared_slopes(name, kind, x64):
+    """A prediction's weight is (dF / dx_0)^2 at fixed x_t, by differentiation of its encoding."""
+    p, prediction = make(name), PREDICTIONS[kind]
+    x, clean = jnp.array(0.3), jnp.array(0.7)
+    for t in inner_times(p, 3):
+
+        def encoded(clean, t=t):
+            return prediction.encode(p, t, clean, (x - p.alpha(t) * clean) / p.sigma(t))
+
+        np.testing.assert_allclose(
+            prediction.weight(p, t), jax.grad(encoded)(clean) ** 2, rtol=1e-11
+        )
+
+
+@schedules
 @pytest.mark.parametrize("end", ["zero", "first", "last"])
 def test_conversions_are_finite_and_exact_at_both_ends(name, end):
     """In float32, at 0, t_min and t_max: all finite, and exact where the source has the answer."""
@@ -253,9 +281,16 @@ def test_composes_under_pmap():
 
 def test_a_law_per_sample_is_prefix_stable(key):
     """Example i of the prior is the same whatever the batch, with the process's variance."""
-    p = make("edm", "coloured")
+    p = make("custom", "coloured")  # t_max = 1 and sigma(1) = 2
     small, large = p.prior().sample(key, (3, 3)), p.prior().sample(key, (4000, 3))
     np.testing.assert_array_equal(small, large[:3])
-    products = large[:, :, None] * large[:, None, :] / 80.0**2
+    products = large[:, :, None] * large[:, None, :] / 2.0**2
     z = (products.mean(0) - COVARIANCE) / (products.std(0) / np.sqrt(4000))
     assert float(jnp.max(jnp.abs(z))) < 4
+
+
+def test_the_priors_density_is_that_of_the_last_noise(x64):
+    """N(0, sigma(t_max)^2 C) at one example."""
+    x = jnp.array([0.3, -0.2, 1.5])
+    wanted = core.gaussian(jnp.zeros(3), core.dense(4 * jnp.asarray(COVARIANCE))).log_prob(x)
+    np.testing.assert_allclose(make("custom", "coloured").prior().log_prob(x), wanted, rtol=1e-12)

@@ -156,6 +156,53 @@ def test_ancestral_step_is_the_posterior(x64):
     np.testing.assert_allclose((step(1.0) - step(0.0)) ** 2, variance, rtol=1e-12)
 
 
+COVARIANCE = np.array([[1.0, 0.6], [0.6, 1.5]])
+
+
+def one_step(make, z):
+    """One step from 0.6 to 0.4 under coloured noise, the clean example known: x_s less its mean."""
+    p = process.gaussian(process.linear_beta(), core.dense(jnp.asarray(COVARIANCE)))
+    x, clean, t, s = jnp.array([-0.3, 1.1]), jnp.array([0.8, -0.4]), 0.6, 0.4
+    state = sampler.State(x)
+    new, info = make(p).step(lambda x, t: clean, Given(z), state, jnp.asarray(t), jnp.asarray(s))
+    np.testing.assert_array_equal(info.clean, clean)
+    return p, x, clean, t, s, new.x
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0, 10.0])
+@pytest.mark.parametrize("z", [(0.0, 0.0), (0.7, -1.2)])
+def test_a_ddim_step_is_equation_12(eta, z, x64):
+    """Equations 12 and 16, with coloured noise; eta = 10 asks for more noise than there is."""
+    p, x, clean, t, s, got = one_step(lambda p: sampler.ddim(p, eta=eta), jnp.array(z))
+    a_t, a_s, sigma_t, sigma_s = p.alpha(t), p.alpha(s), p.sigma(t), p.sigma(s)
+    tau = eta * sigma_s / sigma_t * np.sqrt(1 - (a_t / a_s) ** 2)  # sigma^2 = 1 - alpha^2 here
+    tau = min(float(tau), float(sigma_s))
+    direction = (x - a_t * clean) / sigma_t
+    wanted = a_s * clean + np.sqrt(sigma_s**2 - tau**2) * direction
+    wanted += tau * np.linalg.cholesky(COVARIANCE) @ np.array(z)
+    np.testing.assert_allclose(got, wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("z", [(0.0, 0.0), (0.7, -1.2)])
+def test_an_euler_maruyama_step_is_the_reverse_equations(z, x64):
+    """x + (t - s) (beta x / 2 - beta e / sigma) + sqrt(beta (t - s)) C^(1/2) z at t, by hand."""
+    p, x, clean, t, s, got = one_step(sampler.euler_maruyama, jnp.array(z))
+    beta, h = 0.1 + 19.9 * t, t - s
+    wanted = x + h * (beta / 2 * x - beta * (x - p.alpha(t) * clean) / p.sigma(t) ** 2)
+    wanted += np.sqrt(beta * h) * np.linalg.cholesky(COVARIANCE) @ np.array(z)
+    np.testing.assert_allclose(got, wanted, rtol=1e-12)
+
+
+@cases
+def test_a_step_tells_its_prediction(case, x64):
+    """The info's clean example is the denoiser's prediction at the step's start."""
+    denoiser, stepper, plan, x = small(case)
+    t, s = (jnp.asarray(a) for a in plan.times[2:4])
+    noise = core.Independent(jax.random.key(0), 0, 0, (2,), x.dtype)
+    _, info = stepper.step(denoiser, noise, sampler.State(x[0]), t, s)
+    np.testing.assert_allclose(info.clean, denoiser(x[0], t), rtol=1e-12)
+
+
 def test_static_zero_eta_draws_no_noise():
     """DDIM at eta = 0 is the deterministic stepper, a traced 0 agrees to 4 ulp a step."""
     p = process.gaussian(process.cosine())

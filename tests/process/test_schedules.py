@@ -21,7 +21,7 @@ def test_derived_rates_are_the_published_ones(x64):
     flow = process.gaussian(process.linear_interpolation())
     np.testing.assert_allclose(flow.drift(t), -1 / (1 - t), rtol=1e-12)
     np.testing.assert_allclose(flow.dispersion_squared(t), 2 * t / (1 - t), rtol=1e-12)
-    ve = process.gaussian(process.variance_exploding(0.01, 50.0))
+    ve = process.gaussian(process.variance_exploding())
     sigma = 0.01 * 5000**t
     np.testing.assert_allclose(ve.dispersion_squared(t), sigma**2 * 2 * np.log(5000), rtol=1e-12)
 
@@ -35,6 +35,11 @@ def test_betas_are_the_table(x64):
             schedule.alpha(k / 1000) ** 2, np.prod(1 - table[:k]), rtol=1e-10
         )
     assert schedule.t_min == 1e-3
+
+
+def test_the_data_scale_is_edms():
+    """EDM, table 1: sigma_data = 0.5."""
+    assert process.preconditioned() == process.preconditioned(0.5)
 
 
 def test_log_snr_is_kingmas(x64):

@@ -25,6 +25,10 @@ def test_plans_hold_their_formulas():
     np.testing.assert_allclose(times, [*wanted, 0.0], rtol=1e-12)
     assert sampler.karras(edm, 18, end=edm.t_min).times[-1] == 0.002
     assert sampler.karras(edm, 1).times.tolist() == [80, 0]
+    np.testing.assert_allclose(
+        sampler.karras(edm, 4, rho=1.0, end=0.5).times[[1, -1]], [60.125, 0.5]
+    )
+    assert sampler.plan(VP, [1 + 5e-7, 0.5]).times.tolist() == [1, 0.5]  # rounding is cut off
 
 
 def test_plans_count_the_calls():
@@ -161,10 +165,16 @@ def test_progress_shows_a_bar(key, capsys):
 
 def test_bfloat16_and_float64_keep_their_dtype(key):
     """The samples have the start's dtype; times are at least float32."""
-    plan = sampler.uniform(VP, 3)
+    plan, seen = sampler.uniform(VP, 3), set()
     x = X.astype(jnp.bfloat16)
-    out = sampler.sample(key, sampler.ddim(VP), DENOISER, plan, x)
+
+    def denoiser(x, t, cond):
+        seen.add(t.dtype)
+        return DENOISER(x, t)
+
+    out = sampler.sample(key, sampler.ddim(VP), jax.tree_util.Partial(denoiser), plan, x)
     assert out.x.dtype == jnp.bfloat16
+    assert seen == {jnp.dtype(jnp.float32)}
     with jax.enable_x64(True):
         out = sampler.sample(key, sampler.ddim(VP), DENOISER, plan, X.astype(jnp.float64))
         assert out.x.dtype == jnp.float64
