@@ -45,7 +45,7 @@ class Config:
     samples: int = 500
     """Images drawn by each sampler."""
     sampler_steps: int = 40
-    """Steps of the one-call samplers; Heun takes half as many."""
+    """Steps of the one-call samplers; those that call twice a step take half as many."""
     likelihood_steps: int = 10
     """Runge-Kutta steps of the likelihood, four calls each."""
     calibrate: bool = False
@@ -133,7 +133,7 @@ def build(config: Config) -> Experiment:
         nats, _ = score.log_density(keys[1], model, x, labels, plan=plan, trace=score.hutchinson(1))
         bits = score.bits_per_dimension(nats, 64, LEVELS)
         error = jnp.std(bits, ddof=1) / np.sqrt(len(bits))
-        bound = score.variational_bound(keys[2], model, x, labels, draws=32).total
+        bound = score.variational_bound(keys[2], model, x, labels, draws=8).total
         return Likelihood(jnp.mean(bits), error, _bound_in_bits(bound), bits)
 
     def calibration(key, state):
@@ -150,12 +150,12 @@ def build(config: Config) -> Experiment:
         ]
         return Calibration(*(_bound_in_bits(bound) for bound in bounds))
 
-    n = config.sampler_steps
+    n, half = config.sampler_steps, max(1, config.sampler_steps // 2)
     evaluate: dict[str, Any] = {
         "ancestral": draws(sampler.ancestral(vp), sampler.uniform(vp, n)),
         "ddim": draws(sampler.ddim(vp), sampler.uniform(vp, n)),
-        "heun": draws(sampler.heun(vp), sampler.uniform(vp, max(1, n // 2))),
-        "guided": draws(sampler.ancestral(vp), sampler.uniform(vp, n), config.guidance),
+        "heun": draws(sampler.heun(vp), sampler.uniform(vp, half)),
+        "guided": draws(sampler.ancestral(vp), sampler.uniform(vp, half), config.guidance),
         "likelihood": likelihood,
     }
     if config.calibrate:

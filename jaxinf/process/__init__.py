@@ -6,6 +6,8 @@
 """
 
 from jaxinf.process.gaussian import Gaussian, Prior, gaussian
+from jaxinf.process.inverse import time_of
+from jaxinf.process.masked import Masked, masked
 from jaxinf.process.prediction import (
     Prediction,
     convert,
@@ -31,6 +33,7 @@ from jaxinf.process.terminal_snr import zero_terminal_snr
 
 __all__ = [
     "Gaussian",
+    "Masked",
     "Prediction",
     "Prior",
     "Schedule",
@@ -43,8 +46,10 @@ __all__ = [
     "gaussian",
     "linear_beta",
     "linear_interpolation",
+    "masked",
     "preconditioned",
     "score",
+    "time_of",
     "v",
     "variance_exploding",
     "variance_preserving",

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxinf.core import Gaussian as GaussianLaw
 from jaxinf.core import Leaf, Noise, Scalar, is_concrete, record, root
 from jaxinf.process import Gaussian, convert, eps, x0
 from jaxinf.sampler.stepper import Denoise, State, StepInfo
@@ -46,18 +47,27 @@ class Ancestral:
         self, denoise: Denoise, noise: Noise, state: State, t: Scalar, s: Scalar
     ) -> tuple[State, StepInfo]:
         """Go from t to s."""
+        mean, scale, clean = self._law(denoise, state, t, s)
+        fresh = self.process.covariance.sqrt(noise.increment(t, s))
+        return State(mean + scale * fresh), StepInfo(clean)
+
+    def proposal(self, denoise: Denoise, state: State, t: Scalar, s: Scalar) -> GaussianLaw:
+        """Return the law of x_s given the state."""
+        mean, scale, _ = self._law(denoise, state, t, s)
+        return GaussianLaw(mean, self.process.covariance.scaled(scale))
+
+    def calls(self, t: float, s: float) -> int:
+        """One call a step."""
+        return 1
+
+    def _law(self, denoise: Denoise, state: State, t: Scalar, s: Scalar) -> tuple[Array, ...]:
+        """Return the mean of x_s, its standard deviation over C^(1/2), and the prediction."""
         process = self.process
         clean, direction = _clean_and_noise(process, denoise, state.x, t)
         sigma_s = process.sigma(s)
         tau = jnp.minimum(self.eta * self._posterior_scale(t, s), sigma_s)
         along = root((sigma_s - tau) * (sigma_s + tau))
-        fresh = process.covariance.sqrt(noise.increment(t, s))
-        x = process.alpha(s) * clean + along * direction + tau * fresh
-        return State(x), StepInfo(clean)
-
-    def calls(self, t: float, s: float) -> int:
-        """One call a step."""
-        return 1
+        return process.alpha(s) * clean + along * direction, tau, clean
 
     def _posterior_scale(self, t: Scalar, s: Scalar) -> Array:
         """Standard deviation of q(x_s | x_t, x_0) over C^(1/2)."""

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from jaxinf.core import Brownian, Independent, Key, PyTree, check_batch, check_key, is_concrete
 from jaxinf.core.progress import tick
 from jaxinf.sampler.plan import Plan
-from jaxinf.sampler.stepper import Stepper, Tabulated, advance, renoise, table
+from jaxinf.sampler.stepper import AnyStepper, Tabulated, advance, renoise, table
 
 
 class Path(NamedTuple):
@@ -47,7 +47,7 @@ class Sample(NamedTuple):
 
 def sample(
     key: Key,
-    stepper: Stepper,
+    stepper: AnyStepper,
     denoiser: Any,
     plan: Plan,
     x_T: Shaped[Array, "batch *event"],
@@ -96,7 +96,7 @@ def sample(
     _check(stepper, plan, x_T, cond, index, block)
     if index is None:
         index = jnp.arange(x_T.shape[0])
-    rows = _host_table(stepper, plan) if is_concrete((stepper, plan)) else None
+    rows = host_table(stepper, plan) if is_concrete((stepper, plan)) else None
     # jax.random.key(0) and key(1) differ in one bit, as indices do: hashed, keys are far apart
     key = jax.random.fold_in(key, 0)
     return _sample(
@@ -107,7 +107,7 @@ def sample(
 @partial(jax.jit, static_argnames=("block", "trajectory", "progress"))
 def _sample(
     key: Key,
-    stepper: Stepper,
+    stepper: AnyStepper,
     denoiser: Any,
     plan: Plan,
     rows: Any,
@@ -120,7 +120,7 @@ def _sample(
     progress: bool,
 ) -> Sample:
     times = jnp.asarray(plan.times, jnp.promote_types(x.dtype, jnp.float32))
-    rows = table(stepper, times) if rows is None else _narrowed(rows, times.dtype)
+    rows = table(stepper, times) if rows is None else narrowed(rows, times.dtype)
     slots = (jnp.arange(plan.steps), times[:-1], times[1:], rows)
 
     def run(x: Array, cond: PyTree, index: Array) -> tuple[Any, ...]:
@@ -137,14 +137,14 @@ def _sample(
         (states, failed_at), path = jax.lax.scan(body, (states, failed_at), slots)
         return states, failed_at, path
 
-    run = run if block is None else _in_blocks(run, block)
+    run = run if block is None else in_blocks(run, block)
     states, failed_at, path = run(x, cond, index)
     return Sample(states.x, states, SampleInfo(failed_at == plan.steps, failed_at, path))
 
 
 def _step(
     key: Key,
-    stepper: Stepper,
+    stepper: AnyStepper,
     denoiser: Any,
     noise: Any,
     rises: bool,
@@ -189,7 +189,7 @@ def _step(
     return (new, failed_at), info
 
 
-def _in_blocks(run: Any, block: int) -> Any:
+def in_blocks(run: Any, block: int) -> Any:
     """Map a run over blocks of the batch, the last one filled up by repetition."""
 
     def blocks(*batch: Any) -> Any:
@@ -206,21 +206,24 @@ def _in_blocks(run: Any, block: int) -> Any:
     return blocks
 
 
-@jax.jit
-def _table(stepper: Stepper, times: Array) -> Any:
+@partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+def _table(stepper: AnyStepper, times: Array) -> Any:
     return table(stepper, times)
 
 
-def _host_table(stepper: Stepper, plan: Plan) -> Any:
-    """Make the table now, in float64."""
+def host_table(stepper: AnyStepper, plan: Plan) -> Any:
+    """Make the table now, in float64, which accelerators lack or emulate, on the CPU.
+
+    It is a program of many small operations that runs once, so it is compiled without optimising.
+    """
     if not isinstance(stepper, Tabulated):
         return None
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        rows = _table(stepper, np.asarray(plan.times, np.float64))
-        return jax.tree.map(np.asarray, rows)
+    host = jax.tree.map(np.asarray, (stepper, plan.times))
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True), jax.default_device("cpu"):
+        return jax.tree.map(np.asarray, _table(host[0], host[1].astype(np.float64)))
 
 
-def _narrowed(rows: Any, dtype: Any) -> Any:
+def narrowed(rows: Any, dtype: Any) -> Any:
     """Cast a table's floating numbers to the times' dtype."""
     return jax.tree.map(
         lambda a: jnp.asarray(a, dtype if jnp.issubdtype(a.dtype, jnp.floating) else a.dtype), rows
@@ -228,7 +231,7 @@ def _narrowed(rows: Any, dtype: Any) -> Any:
 
 
 def _check(
-    stepper: Stepper, plan: Plan, x: Array, cond: PyTree, index: Array | None, block: int | None
+    stepper: AnyStepper, plan: Plan, x: Array, cond: PyTree, index: Array | None, block: int | None
 ) -> None:
     """Raise on what can be seen before anything is compiled."""
     process = stepper.process

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxinf.core import Gaussian as GaussianLaw
 from jaxinf.core import Leaf, Noise, Scalar, is_concrete, record
 from jaxinf.process import Gaussian, convert, eps, x0
 from jaxinf.sampler.stepper import Denoise, State, StepInfo
@@ -23,18 +24,27 @@ class EulerMaruyama:
         self, denoise: Denoise, noise: Noise, state: State, t: Scalar, s: Scalar
     ) -> tuple[State, StepInfo]:
         """Go from t to s."""
+        mean, scale, clean = self._law(denoise, state, t, s)
+        fresh = self.process.covariance.sqrt(noise.increment(t, s))
+        return State(mean + scale * fresh), StepInfo(clean)
+
+    def proposal(self, denoise: Denoise, state: State, t: Scalar, s: Scalar) -> GaussianLaw:
+        """Return the law of x_s given the state."""
+        mean, scale, _ = self._law(denoise, state, t, s)
+        return GaussianLaw(mean, self.process.covariance.scaled(scale))
+
+    def calls(self, t: float, s: float) -> int:
+        """One call a step."""
+        return 1
+
+    def _law(self, denoise: Denoise, state: State, t: Scalar, s: Scalar) -> tuple[Array, ...]:
+        """Return the mean of x_s, its standard deviation over C^(1/2), and the prediction."""
         process, x = self.process, state.x
         clean = denoise(x, t)
         direction = convert(process, t, x, clean, x0, eps)
         squared = process.dispersion_squared(t)
         drift = process.drift(t) * x + squared / process.sigma(t) * direction
-        fresh = process.covariance.sqrt(noise.increment(t, s))
-        x = x + (s - t) * drift + jnp.sqrt(squared * (t - s)) * fresh
-        return State(x), StepInfo(clean)
-
-    def calls(self, t: float, s: float) -> int:
-        """One call a step."""
-        return 1
+        return x + (s - t) * drift, jnp.sqrt(squared * (t - s)), clean
 
 
 def euler_maruyama(process: Gaussian) -> EulerMaruyama:

@@ -8,7 +8,7 @@ from jaxtyping import ArrayLike, Float
 
 from jaxinf.core import Leaf, Scalar, record, static
 from jaxinf.process import Gaussian
-from jaxinf.sampler.stepper import Stepper
+from jaxinf.sampler.stepper import AnyStepper
 
 
 @record
@@ -27,7 +27,7 @@ class Plan:
         """Number of steps N."""
         return self.times.shape[0] - 1
 
-    def calls(self, stepper: Stepper) -> int:
+    def calls(self, stepper: AnyStepper) -> int:
         """How often a stepper calls the denoiser along this plan, for each sample."""
         times = np.asarray(self.times, np.float64)
         return sum(stepper.calls(t, s) for t, s in itertools.pairwise(times) if s < t)

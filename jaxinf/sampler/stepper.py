@@ -59,12 +59,35 @@ class Tabulated(Protocol):
 
     The driver makes the table before its loop, in float64 on the host where plan and stepper are
     concrete and in the graph where they are traced, and hands each step its row. Otherwise as
-    ``Stepper``, with ``step(denoise, noise, state, t, s, row)``.
+    ``Stepper``.
     """
+
+    @property
+    def process(self) -> Leaf:
+        """The process that is reversed."""
+        ...
+
+    def init(self, x: Array) -> Any:
+        """Return the state at the start."""
+        ...
+
+    def step(
+        self, denoise: Denoise, noise: Noise, state: Any, t: Scalar, s: Scalar, row: Any
+    ) -> tuple[Any, Any]:
+        """Go from t to s < t with the table's row; return (state, info)."""
+        ...
+
+    def calls(self, t: float, s: float) -> int:
+        """How often ``step`` calls the denoiser between t and s."""
+        ...
 
     def table(self, times: Array) -> Any:
         """Return a pytree with a leading axis of the plan's steps, from its times."""
         ...
+
+
+AnyStepper = Stepper | Tabulated
+"""What the drivers take."""
 
 
 def table(stepper: Any, times: Array) -> Any:
@@ -81,6 +104,11 @@ def advance(
 
 
 def renoise(process: Any, noise: Noise, x: Array, t: Scalar, s: Scalar) -> Array:
-    """Return x_s for s noisier than t: x_s = a x_t + b C^(1/2) z, exact."""
+    """Return x_s for s noisier than t: x_s = a x_t + b C^(1/2) z, exact.
+
+    A process that is not Gaussian offers its own ``renoise(noise, x, t, s)``.
+    """
+    if hasattr(process, "renoise"):
+        return process.renoise(noise, x, t, s)
     a, b = process.transition(t, s)
     return a * x + b * process.covariance.sqrt(noise.increment(t, s))

@@ -1,5 +1,7 @@
 """The laws of a stepper: every stepper joins here, with its order and where it holds."""
 
+import functools
+import itertools
 from typing import NamedTuple
 
 import chex
@@ -7,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec
 
 from jaxinf import core, process, sampler, score
+from jaxinf.testing.exact import spaced
 
 COSINE = process.cosine(t_max=0.99)
 
@@ -18,6 +22,10 @@ class Case(NamedTuple):
     make: object  # process -> stepper
     order: int
     deterministic: bool
+    steps: int = 200  # where the next order's share is below a tenth, and rounding too
+
+
+D = process.preconditioned(0.9)
 
 
 CASES = {
@@ -26,13 +34,43 @@ CASES = {
     "ancestral": Case(sampler.ancestral, 1, False),
     "euler_maruyama": Case(sampler.euler_maruyama, 1, False),
     "heun": Case(sampler.heun, 2, True),
+    "dpm_solver_2": Case(sampler.dpm_solver, 2, True),
+    "dpm_solver_3": Case(lambda p: sampler.dpm_solver(p, 3), 3, True, 200),
+    "dpm_solver_sde": Case(lambda p: sampler.dpm_solver(p, 2, eta=1.0), 2, False),
+    "unipc_1": Case(lambda p: sampler.unipc(p, 1), 2, True),
+    "unipc_2": Case(lambda p: sampler.unipc(p, 2), 3, True, 200),
+    "unipc_b1": Case(lambda p: sampler.unipc(p, 2, "B1"), 3, True, 200),
+    "unipc_3": Case(sampler.unipc, 4, True, 100),
+    "exponential_4": Case(lambda p: sampler.exponential(p, 4, predicts=D), 4, True, 100),
+    "exponential_sde_1": Case(lambda p: sampler.exponential(p, 1, eta=0.7), 1, False),
+    "exponential_sde": Case(lambda p: sampler.exponential(p, 2, predicts=D, eta=1.0), 2, False),
+    "single_2": Case(sampler.dpm_solver_single, 2, True),
+    "single_3": Case(sampler.single_step, 3, True, 100),
+    "single_eps": Case(lambda p: sampler.single_step(p, 3, predicts=process.eps), 3, True, 400),
+    "midpoint": Case(sampler.midpoint, 2, True),
+    "rk4": Case(sampler.rk4, 4, True, 100),
+    "deis": Case(sampler.deis, 3, True, 200),
+    "adams_bashforth": Case(lambda p: sampler.adams_bashforth(p, 3, 0.9), 3, True, 200),
 }
 SCHEDULES = {
-    "cosine": (lambda: COSINE, sampler.uniform),
-    "linear_beta": (process.linear_beta, sampler.uniform),
-    "edm": (process.edm, sampler.karras),
-    "linear_interpolation": (lambda: process.linear_interpolation(0.2, 0.99), sampler.uniform),
+    "cosine": lambda: COSINE,
+    "linear_beta": process.linear_beta,
+    "edm": process.edm,
+    "linear_interpolation": lambda: process.linear_interpolation(0.2, 0.99),
 }
+SAME_PROGRAM = tuple(
+    name
+    for name in CASES
+    if "_" in name and name not in ("unipc_3", "exponential_sde", "euler_maruyama", "ddim_half")
+)
+EVERYWHERE = ("ddim", "ddim_half", "ancestral", "euler_maruyama", "heun", "unipc_2")
+BETTER = [("midpoint", "edm")]  # on Gaussian data its second-order error is zero there
+PAIRS = [
+    (case, schedule)
+    for case in CASES
+    for schedule in SCHEDULES
+    if case in EVERYWHERE or schedule in ("cosine", "edm")
+]
 cases = pytest.mark.parametrize("case", CASES)
 
 
@@ -45,53 +83,68 @@ class Given(NamedTuple):
         return self.z
 
 
-def law_at_the_end(stepper, denoiser, plan, law):
-    """Mean and variance of the sampler's output, exactly: each step is affine in (x, z)."""
+def law_at_the_end(stepper, denoiser, times, law, steps):
+    """Mean and variance of the output after ``steps``: each step is affine in (state, z)."""
+    rows = jax.jit(sampler.stepper.table)(stepper, times)
+    flat, unflatten = ravel_pytree(stepper.init(law.mean))
 
     @jax.jit
     @jax.vmap
-    def affine(t, s):
-        def end(x, z):
-            new, _ = stepper.step(lambda x, t: denoiser(x, t), Given(z), sampler.State(x), t, s)
-            return new.x[0]
+    def affine(t, s, row):
+        def end(state, z):
+            new, _ = sampler.stepper.advance(
+                stepper, denoiser, Given(z), unflatten(state), t, s, row
+            )
+            return ravel_pytree(new)[0]
 
-        origin, unit = jnp.zeros(1), jnp.ones(1)
-        shift = end(origin, origin)
-        return shift, end(unit, origin) - shift, end(origin, unit) - shift
+        origin = jnp.zeros_like(flat), jnp.zeros(1)
+        return end(*origin), *jax.jacfwd(end, (0, 1))(*origin)
 
-    mean, variance = law.mean[0], law.covariance.scale**2
-    times = jnp.asarray(plan.times)
-    for shift, slope, spread in np.stack(affine(times[:-1], times[1:]), axis=1):
-        mean, variance = slope * mean + shift, slope**2 * variance + spread**2
-    return float(mean), float(variance)
+    start = jax.jacfwd(lambda x: ravel_pytree(stepper.init(x))[0])(law.mean)
+    mean, covariance = flat, law.covariance.scale**2 * start @ start.T
+    maps = map(np.asarray, affine(times[:-1], times[1:], rows))
+    for shift, slope, spread in itertools.islice(zip(*maps, strict=True), steps):
+        mean = slope @ mean + shift
+        covariance = slope @ covariance @ slope.T + spread @ spread.T
+    first = unflatten(jnp.arange(flat.size)).x[0].astype(int)
+    return float(mean[first]), float(covariance[first, first])
 
 
-@cases
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(("case", "schedule"), PAIRS)
 def test_the_law_converges_at_the_stated_order(case, schedule, x64):
-    """Gaussian data: mean and variance at t_min approach the marginal's, at the order stated.
+    """Gaussian data: mean and variance approach the marginal's at the end, at the order stated.
 
-    The start has the exact marginal at t_max, so all error is the stepper's; the slope is taken
-    over the last doubling, where the next order's share is below a tenth.
+    The start has the exact marginal, so all error is the stepper's; the slope is taken over a
+    doubling where the next order's share is below a tenth. Both walks are of one shape, and so one
+    program: the coarse one goes on past the end.
     """
-    make_schedule, make_plan = SCHEDULES[schedule]
-    p = process.gaussian(make_schedule())
+    p = process.gaussian(SCHEDULES[schedule]())
     data = core.gaussian(jnp.array([0.7]), core.Diagonal(0.6))
     stepper, denoiser = CASES[case].make(p), score.oracle(p, data)
-    start, wanted = p.marginal(data, p.t_max), p.marginal(data, p.t_min)
+    law_of = functools.partial(law_at_the_end, stepper, denoiser)
     errors = []
-    for steps in (400, 800):
-        plan = make_plan(p, steps, end=p.t_min)
-        mean, variance = law_at_the_end(stepper, denoiser, plan, start)
+    for steps in (CASES[case].steps, 2 * CASES[case].steps):
+        times = spaced(p, steps)
+        start, wanted = (p.marginal(data, times[i]) for i in (0, -1))
+        beyond = np.linspace(times[-1], times[-1] / 2, 2 * CASES[case].steps - steps + 1)[1:]
+        mean, variance = law_of(jnp.concatenate([times, beyond]), start, steps)
         errors.append((abs(mean - wanted.mean[0]), abs(variance - wanted.covariance.scale**2)))
     coarse, fine = (max(float(a) for a in e) for e in errors)
     assert fine > 1e-11
-    assert abs(np.log2(coarse / fine) - CASES[case].order) < 0.15
+    assert np.log2(coarse / fine) > CASES[case].order - 0.15
+    if (case, schedule) not in BETTER:
+        assert np.log2(coarse / fine) < CASES[case].order + 0.15
 
 
-@pytest.mark.parametrize("case", [name for name in CASES if CASES[name].deterministic])
+@pytest.mark.parametrize(
+    "case", [name for name in CASES if CASES[name].deterministic and name != "exponential_4"]
+)
 def test_deterministic_order_on_a_mixture(case, x64):
-    """End points approach the probability flow's at the stated order, on eight dimensions."""
+    """End points approach the probability flow's at the stated order, on eight dimensions.
+
+    Not so a fourth-order method without a corrector, in which the second-order error of the ramp's
+    first step, a hundred-thousandth of the first-order method's, shows from 600 steps on.
+    """
     rng = np.random.default_rng(3)
     p = process.gaussian(process.edm())
     law = core.mixture(
@@ -105,7 +158,7 @@ def test_deterministic_order_on_a_mixture(case, x64):
     def velocity(t, x):
         return jax.vmap(lambda x: process.convert(p, t, x, denoiser(x, t)))(x)
 
-    truth = core.runge_kutta(velocity, x, jnp.asarray(sampler.karras(p, 2000, end=p.t_min).times))
+    truth = core.runge_kutta(velocity, x, jnp.asarray(sampler.karras(p, 6000, end=p.t_min).times))
     errors = [
         float(
             jnp.sqrt(
@@ -198,8 +251,10 @@ def test_a_step_tells_its_prediction(case, x64):
     """The info's clean example is the denoiser's prediction at the step's start."""
     denoiser, stepper, plan, x = small(case)
     t, s = (jnp.asarray(a) for a in plan.times[2:4])
+    row = jax.tree.map(lambda a: a[2], sampler.stepper.table(stepper, jnp.asarray(plan.times)))
     noise = core.Independent(jax.random.key(0), 0, 0, (2,), x.dtype)
-    _, info = stepper.step(denoiser, noise, sampler.State(x[0]), t, s)
+    state = stepper.init(x[0])
+    _, info = sampler.stepper.advance(stepper, denoiser, noise, state, t, s, row)
     np.testing.assert_allclose(info.clean, denoiser(x[0], t), rtol=1e-12)
 
 
@@ -239,7 +294,7 @@ def test_the_batch_is_prefix_stable(case, key):
     np.testing.assert_allclose(third[0], whole[3], atol=1e-5)
 
 
-@cases
+@pytest.mark.parametrize("case", [case for case in CASES if case not in SAME_PROGRAM])
 def test_composes_under_shard_map_and_grad(case, key):
     """Sampling under jit(shard_map) on eight devices equals the plain call; grad is finite."""
     denoiser, stepper, plan, x = small(case, batch=16)
@@ -272,3 +327,33 @@ def test_composes_under_pmap(key):
     denoiser, stepper, plan, x = small("heun", batch=16)
     run = jax.pmap(lambda x: sampler.sample(key, stepper, denoiser, plan, x).x)
     chex.assert_shape(run(x.reshape(8, 2, 2)), (8, 2, 2))
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if not CASES[name].deterministic])
+@pytest.mark.parametrize("back", [0, 2])
+def test_the_proposal_is_the_law_of_a_step(case, back, x64):
+    """The step with white noise z gives mean + L z, in the first step and with history."""
+    p = process.gaussian(COSINE, core.dense(jnp.asarray(COVARIANCE)))
+    denoiser = score.oracle(p, core.gaussian(jnp.array([0.7, -0.2]), core.Diagonal(0.6)))
+    stepper, times = CASES[case].make(p), jnp.linspace(0.9, 0.1, 5)
+    rows = sampler.stepper.table(stepper, times)
+    state = stepper.init(jnp.array([0.4, -1.0]))
+    for i in range(back + 1):
+        row = jax.tree.map(lambda a, i=i: a[i], rows)
+        given = denoiser, state, times[i], times[i + 1], *(() if row is None else (row,))
+        law = stepper.proposal(*given)
+        z = jnp.array([0.3, -2.0])
+        state, _ = sampler.stepper.advance(
+            stepper, denoiser, Given(z), state, times[i], times[i + 1], row
+        )
+        np.testing.assert_allclose(state.x, law.mean + law.covariance.sqrt(z), rtol=1e-12)
+    assert np.abs(law.covariance.sqrt(z)).min() > 1e-3
+
+
+def test_a_deterministic_step_has_no_proposal(x64):
+    p = process.gaussian(COSINE)
+    stepper, times = sampler.dpm_solver(p), jnp.linspace(0.9, 0.1, 3)
+    row = jax.tree.map(lambda a: a[0], stepper.table(times))
+    state = stepper.init(jnp.zeros(1))
+    with pytest.raises(TypeError, match="eta=1"):
+        stepper.proposal(lambda x, t: x, state, times[0], times[1], row)

@@ -1,0 +1,296 @@
+"""Samplers against the exact flow of mixtures: error against calls, beside other libraries.
+
+Each mixture has five Gaussians in eight dimensions and an exact denoiser; the error is the root
+mean square distance, by example, of a deterministic sampler's end points from the probability
+flow's. One or two starts near a separatrix may set it, so medians are given too. ``peers`` adds
+what is installed of k-diffusion, diffusers, azula and diffrax, with the same denoiser and times.
+Command: ``jaxinf run experiments/mixture_samplers.py``, with ``make bench`` beside the peers;
+``--stored FILE`` judges a stored mixture (weights, means, variances, x_T, reference) as well.
+Hardware: 2 CPU cores, some minutes. All is in float64.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from peer_samplers import peers
+
+from jaxinf import core, process, sampler, score
+from jaxinf.run import Study, progress
+
+BUDGETS = (10, 20, 40, 80, 160)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What can be set on the command line."""
+
+    mixtures: int = 8
+    """Mixtures drawn by seeds."""
+    starts: int = 64
+    """Starts of each."""
+    stored: str = ""
+    """An .npz of a mixture to judge as well, on the exploding process."""
+    peers: bool = True
+    """Whether to run the other libraries that are installed."""
+    optimise: bool = True
+    """Whether to fit plans."""
+    fitted_on: int = 2048
+    """Starts that a plan is fitted on."""
+    held_out: int = 512
+    """Other starts that it is judged on."""
+    iterations: int = 600
+    """Of a plan's fit."""
+
+
+class Problem(NamedTuple):
+    """A process, its plans, the exact denoiser, starts and where they end."""
+
+    process: Any
+    plan_of: Callable[..., sampler.Plan]
+    denoiser: Any
+    x_T: Any
+    reference: Any
+
+    def plan(self, p: Any, steps: int) -> sampler.Plan:
+        """Steps down to t_min."""
+        return self.plan_of(p, steps, end=p.t_min)
+
+
+class Errors(NamedTuple):
+    """Over starts, shape (problems, budgets) each."""
+
+    rmse: Any
+    median: Any
+
+
+def ours() -> dict[str, tuple[Callable[[Any], Any], int]]:
+    """Steppers by name, with their calls a step."""
+
+    def exponential(**options: Any) -> tuple[Callable[[Any], Any], int]:
+        return lambda p: sampler.exponential(p, 3, **options), 1
+
+    return {
+        "DDIM": (sampler.ddim, 1),
+        "Heun": (sampler.heun, 2),
+        "RK4": (sampler.rk4, 4),
+        "DPM-Solver++(2M)": (sampler.dpm_solver, 1),
+        "DPM-Solver++(3M)": (lambda p: sampler.dpm_solver(p, 3), 1),
+        "DPM-Solver++(2S)": (sampler.dpm_solver_single, 2),
+        "DPM-Solver-3": (lambda p: sampler.single_step(p, 3, predicts=process.eps), 3),
+        "UniPC-3": (sampler.unipc, 1),
+        "rhoAB-DEIS-3": (sampler.deis, 1),
+        "Adams-Bashforth": (sampler.adams_bashforth, 1),
+        "exponential eps": exponential(predicts=process.eps),
+        "exponential eps, corrected": exponential(predicts=process.eps, corrector=True),
+        "exponential 0.5, corrected": exponential(
+            predicts=process.preconditioned(0.5), corrector=True
+        ),
+        "exponential 1": exponential(predicts=process.preconditioned(1.0)),
+    }
+
+
+def problem(seed: int, p: Any, plan: Any, starts: int) -> Problem:
+    """The mixture of a seed, and its exact end points."""
+    rng = np.random.default_rng([8, seed])
+    law = core.mixture(
+        jnp.asarray(rng.dirichlet(np.full(5, 2.0))),
+        jnp.asarray(rng.normal(size=(5, 8))),
+        jnp.sqrt(jnp.asarray(rng.uniform(0.05, 0.3, size=5))),
+    )
+    denoiser = score.oracle(p, law)
+    x = p.prior().sample(jax.random.key(seed), (starts, 8))
+    return Problem(p, plan, denoiser, x, exact(p, plan, denoiser, x))
+
+
+def exact(p: Any, plan: Any, denoiser: Any, x: Any) -> jax.Array:
+    """End points by 4,000 steps of the corrected third-order method, right to 1e-10."""
+    stepper = sampler.exponential(p, 3, predicts=process.preconditioned(0.5), corrector=True)
+    return sampler.sample(jax.random.key(0), stepper, denoiser, plan(p, 4000, end=p.t_min), x).x
+
+
+def errors(x: Any, reference: Any) -> tuple[float, float]:
+    """Root mean square over all coordinates, and the median over starts."""
+    squared = np.mean(np.square(np.asarray(x) - np.asarray(reference)), axis=1)
+    return float(np.sqrt(np.mean(squared))), float(np.sqrt(np.median(squared)))
+
+
+def measured(walk: Callable[[Problem, int], Any], calls: int, problems: list[Problem]) -> Errors:
+    """The errors of a sampler at each budget; NaN where the budget is too small."""
+    found = np.full((2, len(problems), len(BUDGETS)), np.nan)
+    for i, one in enumerate(problems):
+        for j, budget in enumerate(BUDGETS):
+            if budget // calls >= 2:
+                found[:, i, j] = errors(walk(one, budget // calls), one.reference)
+    return Errors(*found)
+
+
+def walker(make: Callable[[Any], Any]) -> Callable[[Problem, int], Any]:
+    """A stepper's walk."""
+
+    def walk(one: Problem, steps: int) -> Any:
+        plan = one.plan(one.process, steps)
+        stepper = make(one.process)
+        return sampler.sample(jax.random.key(0), stepper, one.denoiser, plan, one.x_T).x
+
+    return walk
+
+
+def build(config: Config) -> Study:
+    def run(key: Any) -> dict[str, Any]:
+        with jax.enable_x64(True):
+            problems = posed(config)
+            contenders = {name: (walker(make), calls) for name, (make, calls) in ours().items()}
+            contenders |= peers() if config.peers else {}
+            results: dict[str, Any] = {
+                f"{name} ({process_name})": measured(walk, calls, some)
+                for name, (walk, calls) in progress(list(contenders.items()), "samplers")
+                for process_name, some in problems.items()
+            }
+            if config.optimise:
+                results["optimised plans"] = fitted(
+                    config, (problems.get("stored") or problems["exploding"])[0]
+                )
+        return results
+
+    return Study(run=run, draw=draw, notes=notes)
+
+
+def posed(config: Config) -> dict[str, list[Problem]]:
+    """The mixtures on both processes, and the stored one."""
+    exploding, preserving = process.gaussian(process.edm()), process.gaussian(process.linear_beta())
+    seeds = range(config.mixtures)
+    found = {
+        "exploding": [problem(seed, exploding, sampler.karras, config.starts) for seed in seeds],
+        "preserving": [
+            problem(seed, preserving, sampler.uniform_log_snr, config.starts) for seed in seeds
+        ],
+    }
+    if config.stored:
+        with np.load(config.stored) as file:
+            law = core.mixture(
+                jnp.asarray(file["weights"]),
+                jnp.asarray(file["means"]),
+                jnp.sqrt(jnp.asarray(file["variances"])),
+            )
+            start, end = jnp.asarray(file["x_T"]), jnp.asarray(file["reference"])
+        denoiser = score.oracle(exploding, law)
+        found["stored"] = [Problem(exploding, sampler.karras, denoiser, start, end)]
+    return found
+
+
+class Fitted(NamedTuple):
+    """Errors with plans fitted for 10 and 20 calls, shape (2,); on the starts held out, by sets."""
+
+    given: Any
+    on_its_starts: Any
+    held_out: Any
+    held_out_median: Any
+    times: Any
+
+
+def fitted(config: Config, one: Problem) -> Fitted:
+    """Fit plans on some starts, and judge them on others."""
+    p, shape = one.process, one.x_T.shape[1:]
+    stepper = sampler.exponential(p, 3, predicts=process.preconditioned(1.0), corrector=True)
+    counts = config.fitted_on, config.held_out
+    fit, held = (
+        p.prior().sample(jax.random.key(1000 + i), (n, *shape)) for i, n in enumerate(counts)
+    )
+    ends = [exact(p, one.plan_of, one.denoiser, x) for x in (fit, held)]
+    rows, times = [], []
+    for steps in (10, 20):
+        start = one.plan(p, steps)
+        found = sampler.optimise_plan(
+            jax.random.key(0), stepper, one.denoiser, start, fit, ends[0],
+            iterations=config.iterations, learning_rate=0.1, progress=True,
+        ).plan  # fmt: skip
+
+        def error(plan: Any, x: Any, end: Any) -> tuple[float, float]:
+            return errors(sampler.sample(jax.random.key(0), stepper, one.denoiser, plan, x).x, end)
+
+        rows.append(
+            [
+                error(start, held, ends[1])[0],
+                error(found, fit, ends[0])[0],
+                *error(found, held, ends[1]),
+            ]
+        )
+        times.append(found.times)
+    columns = np.array(rows).T
+    return Fitted(
+        columns[0], columns[1], columns[2], columns[3], dict(zip(("10", "20"), times, strict=True))
+    )
+
+
+def summary(results: dict[str, Any], kind: str) -> dict[str, np.ndarray]:
+    """Geometric means over the mixtures of one kind, by sampler."""
+    end = f" ({kind})"
+    rows = {name.removesuffix(end): found for name, found in results.items() if name.endswith(end)}
+    return {name: np.exp(np.mean(np.log(found.rmse), axis=0)) for name, found in rows.items()}
+
+
+def table(head: list[Any], rows: dict[Any, Any], cell: str = ".1e") -> list[str]:
+    """A markdown table."""
+    cells = [" | ".join([str(name), *(format(e, cell) for e in row)]) for name, row in rows.items()]
+    return [
+        "",
+        *(f"| {line} |" for line in (" | ".join(map(str, head)), *["---|" * len(head)], *cells)),
+    ]
+
+
+def notes(results: dict[str, Any]) -> str:
+    """Tables of geometric means, and the best of ours over the best of the peers."""
+    text = []
+    for kind in ("exploding", "preserving", "stored"):
+        rows, names = summary(results, kind), set(ours())
+        if not rows:
+            continue
+        text += ["", f"Error, {kind}, geometric mean over mixtures, by calls:"]
+        text += table(["sampler", *BUDGETS], rows)
+        if set(rows) - names:
+            best = [
+                np.nanmin([rows[n] for n in rows if (n in names) == mine], axis=0)
+                for mine in (True, False)
+            ]
+            text += table(
+                ["", *BUDGETS], {"best of ours over the best peer": best[0] / best[1]}, ".2f"
+            )
+    if "optimised plans" in results:
+        columns = np.array(results["optimised plans"][:4]).T
+        text += ["", "Plans fitted for the corrected third-order method at data scale 1, held out:"]
+        head = ["calls", "as given", "fitted, on its own starts", "fitted", "fitted, median"]
+        text += table(head, {10: columns[0], 20: columns[1]})
+    return "\n".join(text)
+
+
+def draw(results: dict[str, Any]) -> dict[str, Any]:
+    """Error against calls, one panel a process; ours in colour, the peers grey."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 5.5), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, kind in zip(panels, ("exploding", "preserving"), strict=True):
+        for number, (name, row) in enumerate(summary(results, kind).items()):
+            mine = name in ours()
+            style = (
+                {"color": f"C{number % 10}", "marker": "osv^"[number // 10]}
+                if mine
+                else {"color": "0.7", "zorder": 0}
+            )
+            axes.loglog(BUDGETS, row, label=name if mine else None, **style)
+        if set(summary(results, kind)) - set(ours()):
+            axes.plot([], [], color="0.7", label="other libraries")
+        axes.set(
+            title=f"{kind} variance",
+            xlabel="calls of the denoiser",
+            xticks=BUDGETS,
+            xticklabels=BUDGETS,
+        )
+        axes.minorticks_off()
+    panels[0].set_ylabel("error of end points, geometric mean over mixtures")
+    panels[1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return {"error_against_calls": figure}
