@@ -70,8 +70,8 @@ class Errors(NamedTuple):
 def ours() -> dict[str, tuple[Callable[[Any], Any], int]]:
     """Steppers by name, with their calls a step."""
 
-    def exponential(**options: Any) -> tuple[Callable[[Any], Any], int]:
-        return lambda p: sampler.exponential(p, 3, **options), 1
+    def exponential(order: int = 3, **options: Any) -> tuple[Callable[[Any], Any], int]:
+        return lambda p: sampler.exponential(p, order, **options), 1
 
     return {
         "DDIM": (sampler.ddim, 1),
@@ -84,12 +84,13 @@ def ours() -> dict[str, tuple[Callable[[Any], Any], int]]:
         "UniPC-3": (sampler.unipc, 1),
         "rhoAB-DEIS-3": (sampler.deis, 1),
         "Adams-Bashforth": (sampler.adams_bashforth, 1),
-        "exponential eps": exponential(predicts=process.eps),
-        "exponential eps, corrected": exponential(predicts=process.eps, corrector=True),
-        "exponential 0.5, corrected": exponential(
+        "exponential eps, 3": exponential(predicts=process.eps),
+        "exponential eps, 4": exponential(4, predicts=process.eps),
+        "exponential eps, 3 corrected": exponential(predicts=process.eps, corrector=True),
+        "exponential 0.5, 3 corrected": exponential(
             predicts=process.preconditioned(0.5), corrector=True
         ),
-        "exponential 1": exponential(predicts=process.preconditioned(1.0)),
+        "exponential 1, 3": exponential(predicts=process.preconditioned(1.0)),
     }
 
 
@@ -235,11 +236,9 @@ def summary(results: dict[str, Any], kind: str) -> dict[str, np.ndarray]:
 
 def table(head: list[Any], rows: dict[Any, Any], cell: str = ".1e") -> list[str]:
     """A markdown table."""
-    cells = [" | ".join([str(name), *(format(e, cell) for e in row)]) for name, row in rows.items()]
-    return [
-        "",
-        *(f"| {line} |" for line in (" | ".join(map(str, head)), *["---|" * len(head)], *cells)),
-    ]
+    lines = [map(str, head), ["---"] * len(head)]
+    lines += [[str(name), *(format(e, cell) for e in row)] for name, row in rows.items()]
+    return ["", *(f"| {' | '.join(line)} |" for line in lines)]
 
 
 def notes(results: dict[str, Any]) -> str:
