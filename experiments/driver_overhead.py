@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinf import core, process, sampler, score
+from jaxinf import core, nets, process, sampler, score
 from jaxinf.run import Study, progress
 
 
@@ -42,7 +42,7 @@ class Timing(NamedTuple):
     second_call: float
     median: float
     ratio: float
-    """Median over the repetitions of the time over the hand-written scan's."""
+    """Median over the repetitions of the time over the first contender's."""
 
 
 def build(config: Config) -> Study:
@@ -74,10 +74,42 @@ def build(config: Config) -> Study:
                 with_diffrax, key_run, denoiser, start, config.steps, True
             )
         results = compare(contenders, config.repetitions)
+        results |= {
+            f"network: {name}": timing
+            for name, timing in compare(with_network(key), config.repetitions).items()
+        }
         results["compile time"] = {"steps": np.array(steps), "seconds": np.array(compiles)}
         return results
 
     return Study(run=run, draw=draw, notes=notes)
+
+
+def with_network(key: Any, calls: int = 120) -> dict[str, Any]:
+    """Steppers of as many calls of a network each, and the calls alone first."""
+    vp, net = process.gaussian(process.cosine(t_max=0.99)), nets.mlp(width=512, depth=3)
+    x = vp.prior().sample(key, (64, 256))
+    model = score.denoiser(vp, net.apply, net.init(key, x[0]), predicts=score.v)
+
+    @jax.jit
+    def alone(model, x):
+        def call(x, t):
+            return jax.vmap(lambda x: model(x, t))(x), None
+
+        return jax.lax.scan(call, x, jnp.linspace(0.99, 0.01, calls))[0]
+
+    steppers = {
+        "DDIM": sampler.ddim(vp),
+        "ancestral": sampler.ancestral(vp),
+        "Heun": sampler.heun(vp),
+        "RK4": sampler.rk4(vp),
+        "UniPC-3": sampler.unipc(vp),
+        "exponential, 2, with noise": sampler.exponential(vp, 2, eta=1.0),
+    }
+    walks = {}
+    for name, stepper in steppers.items():
+        plan = sampler.uniform(vp, calls // stepper.calls(1.0, 0.5), end=vp.t_min)
+        walks[name] = partial(sampler.sample, key, stepper, model, plan, x)
+    return {"calls alone": partial(alone, model, x)} | walks
 
 
 @jax.jit
@@ -148,7 +180,7 @@ def compare(contenders: dict[str, Any], repetitions: int) -> dict[str, Any]:
     for _ in progress(repetitions, "interleaved repetitions"):
         for name, call in contenders.items():
             times[name].append(clock(call))
-    base = np.array(times["scan by hand"])
+    base = np.array(next(iter(times.values())))
     return {
         name: Timing(
             first[name],
@@ -162,7 +194,7 @@ def compare(contenders: dict[str, Any], repetitions: int) -> dict[str, Any]:
 
 def notes(arrays: dict[str, Any]) -> str:
     rows = [
-        "| contender | first call (s) | second call (s) | median (s) | time over the scan's |",
+        "| contender | first call (s) | second call (s) | median (s) | time over the first one's |",
         "|-|-|-|-|-|",
     ]
     for name, timing in arrays.items():

@@ -239,9 +239,17 @@ def _check(
     if block is not None and block < 1:
         raise ValueError(f"block must be at least 1, got {block}; None computes the batch at once")
     if is_concrete((plan, process.t_max)):
-        first, latest = float(np.max(plan.times)), float(process.t_max)
-        if first > latest * (1 + 1e-6):
+        times, latest = np.asarray(plan.times, np.float64), float(process.t_max)
+        if not np.all((times >= 0) & (times <= latest * (1 + 1e-6))):
             raise ValueError(
-                f"the plan reaches t={first:.6g}, outside the stepper's process, whose t_max is "
-                f"{latest:.6g}; make both from the same process"
+                f"the plan goes from t={times.max():.6g} to t={times.min():.6g}, outside the "
+                f"stepper's process, whose times are 0 to {latest:.6g}; make both from the same "
+                "process"
+            )
+        gaps = np.diff(times)
+        if not (np.all(gaps) and (plan.rises or np.all(gaps < 0))):
+            i = int(np.argmax((gaps == 0) | (gaps > 0) & (not plan.rises)))
+            raise ValueError(
+                f"step {i} of the plan goes from t={times[i]:.6g} to t={times[i + 1]:.6g}: times "
+                "must fall, or rise where sampler.restart says so, and not repeat"
             )

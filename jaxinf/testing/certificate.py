@@ -82,6 +82,8 @@ def _laws(trial: Trial) -> Iterator[Iterator[Row | Curve]]:
         calls = contract.calls_per_step(trial)
     if trial.claims.deterministic:
         yield flow.order(trial, calls)
+        if trial.claims.grid is None and trial.claims.local:
+            yield flow.one_step(trial)
         yield flow.gaussian_law(trial, calls)
     else:
         if trial.claims.grid is None and trial.claims.local:

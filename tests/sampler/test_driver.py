@@ -190,6 +190,10 @@ class Summing:
         return jnp.sum(x)
 
 
+def walked(key, times):
+    return sampler.sample(key, *RUN[:2], sampler.Plan(np.array(times)), X)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -207,6 +211,9 @@ class Summing:
             ValueError,
             "outside the stepper's process.*same process",
         ),
+        (lambda k: walked(k, [1.0, 0.5, 0.5, 0.1]), ValueError, r"step 1 .*t=0\.5 to t=0\.5"),
+        (lambda k: walked(k, [1.0, 0.2, 0.5, 0.1]), ValueError, r"step 1 .*t=0\.2 to t=0\.5"),
+        (lambda k: walked(k, [1.0, 0.5, -0.1]), ValueError, r"t=-0\.1"),
         (lambda k: sampler.uniform(VP, 0), ValueError, "steps must be"),
         (lambda k: sampler.karras(VP, 3, rho=0.0), ValueError, "rho must be positive"),
         (lambda k: sampler.plan(VP, [1.2, 0.5]), ValueError, r"leaves.*t=1\.2"),
