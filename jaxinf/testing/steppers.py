@@ -11,7 +11,8 @@ from jaxtyping import Array
 
 from jaxinf import core, sampler
 from jaxinf.process import Gaussian
-from jaxinf.sampler.stepper import advance, table
+from jaxinf.sampler.driver import host_table
+from jaxinf.sampler.stepper import advance
 from jaxinf.testing.exact import MOST_STEPS, Denoiser, Native, Run
 
 
@@ -24,7 +25,7 @@ class Steppers:
     def __call__(self, process: Gaussian, times: np.ndarray) -> Run:
         """Return the run over the times."""
         stepper, plan = self.make(process), sampler.plan(process, times)
-        rows = jax.tree.map(np.asarray, _table(stepper, plan.times))
+        rows = host_table(stepper, plan)
 
         def run(denoise: Denoiser, x: np.ndarray, seed: int) -> np.ndarray:
             key = jax.random.fold_in(jax.random.key(seed), 0)  # as the driver
@@ -42,9 +43,6 @@ class Steppers:
     def calls(self, process: Gaussian, times: np.ndarray) -> int:
         """Return the calls that the stepper itself claims."""
         return sampler.plan(process, times).calls(self.make(process))
-
-
-_table = jax.jit(table)
 
 
 @jax.jit
