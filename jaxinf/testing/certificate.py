@@ -90,6 +90,7 @@ def _laws(trial: Trial) -> Iterator[Iterator[Row | Curve]]:
             yield chains.short_runs(trial)
         if trial.claims.fresh is not None:
             yield chains.fresh_noise(trial, trial.claims.fresh)
+        yield chains.exact_mean(trial)
         yield chains.long_runs(trial, calls)
     yield contract.grid(trial)
     yield contract.calls(trial)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ LAW = normal([0.7, -0.4], [0.6, 0.3])
 STEPS = (48, 96)
 LONG = 50_000
 """Draws of a long run."""
+DOUBLED = (80, 160, 320, 640)
 
 
 class Affine(NamedTuple):
@@ -118,6 +120,41 @@ def fresh_noise(trial: Trial, claimed: Callable[[Gaussian, float, float], Any]) 
         worst < z_bound(len(z)),
         "a step adds more or less noise than it says, so it is another sampler than it says.",
     )
+
+
+def exact_mean(trial: Trial) -> Iterator[Row]:
+    """The mean of Gaussian data, free of the noise, so that its error shows its order.
+
+    Runs of one seed have one noise, which their difference does not see: that from the mean on data
+    of this mean, less that from 0 on data of mean 0, is the mean at the end.
+    """
+    errors, mean = [], LAW.means[:, 0]
+    centred = replace(LAW, means=np.zeros_like(LAW.means))
+    for steps in DOUBLED:
+        times = trial.times(steps)
+        start, end = (levels(trial.process, t)[0] for t in (times[0], times[-1]))
+        zero = np.zeros((4, len(mean)))
+        moved = trial.run(LAW, times, zero + start * mean) - trial.run(centred, times, zero)
+        errors.append(float(np.max(np.abs(np.mean(moved, axis=0) - end * mean))))
+    claimed = trial.claims.weak_order
+    slope = _last_slope(errors, trial.claims.floor)
+    yield Row(
+        f"mean, {trial.name}",
+        "-" if claimed is None else f"order {claimed:g}",
+        f"slope {slope:.2f}, error {errors[-1]:.1e} at {DOUBLED[-1]} steps",
+        f"slope at most {TOLERANCE} below",
+        None if claimed is None else slope > claimed - TOLERANCE,
+        "a coefficient of the drift, or of a correction, is off by less than chains can tell.",
+    )
+
+
+def _last_slope(errors: list, floor: float) -> float:
+    """Return the order that the last doubling above the floor shows; infinity if none is above."""
+    found = np.array(errors)
+    if np.any(np.isnan(found)):
+        return np.nan
+    above = found[found > floor]
+    return float(np.log2(above[-2] / above[-1])) if len(above) > 1 else np.inf
 
 
 def long_runs(trial: Trial, calls: float) -> Iterator[Row | Curve]:

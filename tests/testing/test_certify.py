@@ -135,6 +135,40 @@ def test_more_faults(wrong, claims, law):
     assert law in failing(wrong, claims, law)
 
 
+def scaled(build, factor, first=False):
+    """A sampler that takes the prediction times a factor, in all steps or in the first."""
+
+    def wrong(process, times):
+        run = build(process, times)
+
+        def scaled_run(denoise, x, seed):
+            def call(x, t):
+                return denoise(x, t) * (1.0 if first and t != times[0] else factor)
+
+            return run(call, x, seed)
+
+        return scaled_run
+
+    return wrong
+
+
+@pytest.mark.parametrize(
+    ("wrong", "claims", "law"),
+    [
+        (
+            scaled(faulty.multistep(2), 1.02, first=True),
+            testing.Claims(order=2),
+            "one step, EDM",
+        ),
+        (scaled(faulty.ancestral(), 1.0001), STOCHASTIC, "mean, EDM"),
+    ],
+)
+def test_a_fault_that_only_this_law_sees(wrong, claims, law):
+    """A first step, and a drift so little off that the chains' noise hides it."""
+    claims = dataclasses.replace(claims, processes=exploding())
+    assert failing(wrong, claims, law) == [law]
+
+
 def failing(build, claims, until):
     """The laws that fail, up to one of them."""
     found = []
