@@ -52,7 +52,10 @@ class Report:
         return "\n".join(lines)
 
     def figure(self) -> Any:
-        """A picture: errors of end points, and of laws, against calls, with the claimed slopes."""
+        """A picture: errors of end points, and of laws, against calls, with the claimed slopes.
+
+        A matplotlib Figure; a notebook shows it after ``%matplotlib inline``.
+        """
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(9, 3.8), layout="constrained")
@@ -70,6 +73,9 @@ class Report:
                     axes.loglog(curve.calls, guide, ":", color=line.get_color(), label=label)
             axes.set(title=title, xlabel="calls of the denoiser")
             if curves:
+                ticks = max((curve.calls for curve in curves), key=len)
+                axes.set_xticks(ticks, [f"{count:g}" for count in ticks])
+                axes.minorticks_off()
                 axes.legend(fontsize="small")
         panels[0].set_ylabel("error")
         if not flows:
