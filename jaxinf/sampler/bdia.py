@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxinf.core import Leaf, Noise, PyTree, Scalar, carry, check_batch, is_concrete, record
 from jaxinf.sampler.plan import Plan
-from jaxinf.sampler.stepper import AnyStepper, Denoise, advance, table
+from jaxinf.sampler.stepper import AnyStepper, Denoise, advance, has_table
 
 
 class BidirectionalState(NamedTuple):
@@ -108,7 +108,7 @@ def bidirectional(stepper: AnyStepper, gamma: Scalar = 1.0) -> AnyStepper:
     Reference:
       Exact Diffusion Inversion via Bi-directional Integration Approximation, Zhang et al., 2024.
     """
-    tabulated = jax.eval_shape(lambda: table(stepper, jnp.linspace(1.0, 0.5, 3))) is not None
+    tabulated = has_table(stepper)
     if tabulated or stepper.calls(1.0, 0.5) != 1:
         raise ValueError(
             "sampler.bidirectional needs a one-step method with one call of the denoiser, got "

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxinf.core import Leaf, Noise, Scalar, is_concrete, record
 from jaxinf.process.inverse import time_of
-from jaxinf.sampler.stepper import AnyStepper, Denoise, State, advance, table
+from jaxinf.sampler.stepper import AnyStepper, Denoise, State, advance, has_table
 
 
 @record
@@ -101,7 +101,7 @@ def churn[S: AnyStepper](
       Elucidating the Design Space of Diffusion-Based Generative Models, Karras et al., 2022,
       algorithm 2.
     """
-    tabulated = jax.eval_shape(lambda: table(stepper, jnp.linspace(1.0, 0.5, 3))) is not None
+    tabulated = has_table(stepper)
     state = jax.eval_shape(stepper.init, jax.ShapeDtypeStruct((1,), jnp.float32))
     if tabulated or not isinstance(state, State):
         reason = "has a table of the plan" if tabulated else f"carries a {type(state).__name__}"

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinf.core import Leaf, Noise, Scalar
@@ -93,6 +95,14 @@ AnyStepper = Stepper | Tabulated
 def table(stepper: Any, times: Array) -> Any:
     """Return a stepper's table for a plan, None where it needs none."""
     return stepper.table(times) if isinstance(stepper, Tabulated) else None
+
+
+def has_table(stepper: Any) -> bool:
+    """Whether a stepper's numbers belong to a plan's times; wrappers that move times refuse it.
+
+    A wrapper that passes a table on has one where the wrapped stepper has.
+    """
+    return jax.eval_shape(lambda: table(stepper, jnp.linspace(1.0, 0.5, 3))) is not None
 
 
 def advance(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinf.core import Diagonal, Leaf, Noise, Scalar, carry, is_concrete, record, static
-from jaxinf.sampler.stepper import AnyStepper, Denoise, advance, table
+from jaxinf.sampler.stepper import AnyStepper, Denoise, advance, has_table
 
 
 class TimeShiftState(NamedTuple):
@@ -136,7 +136,7 @@ def time_shift(
         raise ValueError(f"data_variance must not be negative, got {data_variance}")
     if window < 2:
         return stepper
-    if jax.eval_shape(lambda: table(stepper, jnp.linspace(1.0, 0.5, 3))) is not None:
+    if has_table(stepper):
         raise ValueError(
             f"{type(stepper).__name__} makes its numbers from the plan beforehand, so its times "
             "cannot shift; wrap a one-step method, sampler.ddim(process) say"
