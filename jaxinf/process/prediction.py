@@ -8,6 +8,7 @@ encode.
 
 from typing import Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -226,3 +227,16 @@ def convert(
       the clean example at zero noise), 0 stands for it.
     """
     return target.encode(process, t, *source.decode(process, t, x, value))
+
+
+def check_informative(process: Leaf, predicts: Prediction) -> None:
+    """Raise where a prediction of the noise is to tell the data and alpha(t_max) is 0."""
+    if predicts in (eps, score) and is_concrete(process):
+        with jax.ensure_compile_time_eval():
+            alpha = float(process.alpha(process.t_max))
+        if alpha < 1e-6:
+            raise ValueError(
+                f"the noise says nothing of the data where alpha is 0, and alpha(t_max) is "
+                f"{alpha:.3g}; take process.v, process.x0 or process.velocity, or end the schedule "
+                "earlier with t_max (process.cosine(t_max=0.99))"
+            )

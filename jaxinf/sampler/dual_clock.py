@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxinf.core import Leaf, Noise, Scalar, is_concrete, record
-from jaxinf.process import Gaussian, Prediction, convert, eps, score, x0
+from jaxinf.process import Gaussian, Prediction, convert, eps, x0
+from jaxinf.process.prediction import check_informative
 from jaxinf.sampler.stepper import AnyStepper, Denoise, advance, table
 
 
@@ -109,15 +110,7 @@ def check_kept(process: Leaf, kept: Prediction) -> None:
         raise TypeError(
             f"two clocks need a Gaussian process, and the stepper's is {type(process).__name__}"
         )
-    if kept in (eps, score) and is_concrete(process):
-        with jax.ensure_compile_time_eval():
-            alpha = float(process.alpha(process.t_max))
-        if alpha < 1e-6:
-            raise ValueError(
-                f"alpha(t_max) is {alpha:.3g}, and where it is 0 the noise says nothing of the "
-                "data; keep process.v or process.x0, or end the schedule earlier "
-                "(process.cosine(t_max=0.99))"
-            )
+    check_informative(process, kept)
 
 
 def dual_clock[S: AnyStepper](

@@ -10,7 +10,7 @@ from jaxtyping import Array
 from jaxinf.core import Gaussian as GaussianLaw
 from jaxinf.core import Leaf, Noise, Scalar, carry, is_concrete, record, static
 from jaxinf.process import Gaussian, Prediction, eps, v, x0
-from jaxinf.process.prediction import Preconditioned
+from jaxinf.process.prediction import Preconditioned, check_informative
 from jaxinf.sampler.coefficients import Kind, Linear, Variable, linear, log_snr, weights
 from jaxinf.sampler.stepper import Denoise, StepInfo
 
@@ -195,15 +195,9 @@ def kind_of(
     """Return what is interpolated; raise where it does not exist."""
     if pair not in (None, "B1", "B2"):
         raise ValueError(f'pair must be None, "B1" or "B2", got {pair!r}')
-    if predicts == eps and is_concrete(process):
-        with jax.ensure_compile_time_eval():
-            signal = float(process.alpha(process.t_max))
-        if not signal > 0:
-            raise ValueError(
-                "the noise says nothing of the data where alpha(t_max) is 0; take "
-                "predicts=process.x0 or v, or end the schedule earlier"
-            )
-    return Kind(process, *_unit(predicts), eta, variable, pair)
+    unit = _unit(predicts)
+    check_informative(process, predicts)
+    return Kind(process, *unit, eta, variable, pair)
 
 
 def _unit(predicts: Prediction) -> tuple[Leaf, Leaf]:

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxinf.core import Leaf, PyTree, Scalar, is_concrete, record, static
-from jaxinf.process import Gaussian, Prediction, eps, score
+from jaxinf.core import Leaf, PyTree, Scalar, record, static
+from jaxinf.process import Gaussian, Prediction
+from jaxinf.process.prediction import check_informative
 
 
 @runtime_checkable
@@ -88,20 +89,8 @@ def denoiser(
       ValueError: where ``predicts`` is the noise or the score and alpha(t_max) is 0: there it says
         nothing of the data.
     """
-    _check_informative(process, predicts)
+    check_informative(process, predicts)
     return Network(process, params, predicts, apply)
-
-
-def _check_informative(process: Gaussian, predicts: Prediction) -> None:
-    if predicts in (eps, score) and is_concrete(process):
-        with jax.ensure_compile_time_eval():
-            alpha = float(process.alpha(process.t_max))
-        if alpha < 1e-6:
-            raise ValueError(
-                f"the noise says nothing of the data where alpha is 0, and alpha(t_max) is "
-                f"{alpha:.3g}; predict score.v, score.x0 or score.velocity, or end the schedule "
-                "earlier with t_max"
-            )
 
 
 def _check_null(cond: PyTree, null: PyTree) -> None:

@@ -19,7 +19,8 @@ from jaxinf.core import (
     static,
 )
 from jaxinf.process import Gaussian, Prediction
-from jaxinf.score.denoiser import Network, _check_informative, _check_null
+from jaxinf.process.prediction import check_informative
+from jaxinf.score.denoiser import Network, _check_null
 from jaxinf.score.times import Times, stratified
 from jaxinf.score.times import uniform as uniform_times
 from jaxinf.score.weights import Likelihood, Weight
@@ -129,7 +130,7 @@ def denoising(
       Denoising Diffusion Probabilistic Models, Ho et al., 2020, equation 14;
       Flow Matching for Generative Modeling, Lipman et al., 2023, equation 9.
     """
-    _check_informative(process, target)
+    check_informative(process, target)
     if is_concrete(drop):
         if not 0 <= float(drop) <= 1:
             raise ValueError(f"drop is a probability and must lie in [0, 1], got {drop}")

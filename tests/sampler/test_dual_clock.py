@@ -185,7 +185,7 @@ def test_at_no_signal():
         lambda kept: tuned(sampler.ddim(ZERO), jnp.array([0.5]), kept),
     ):
         for kept in (process.eps, process.score):
-            with pytest.raises(ValueError, match=r"keep process\.v or process\.x0"):
+            with pytest.raises(ValueError, match=r"take process\.v, process\.x0"):
                 make(kept)
 
 

@@ -195,7 +195,11 @@ def test_float32_loses_nothing_over_small_steps(key):
             ValueError,
             "explodes at few steps",
         ),
-        (lambda: sampler.deis(process.gaussian(process.cosine())), ValueError, "process.x0 or v"),
+        (
+            lambda: sampler.deis(process.gaussian(process.cosine())),
+            ValueError,
+            "process.v, process.x0",
+        ),
         (lambda: sampler.dpm_solver(VP, 4), ValueError, "sampler.exponential takes any"),
         (lambda: sampler.single_step(VP, 4), ValueError, "one call a step"),
     ],

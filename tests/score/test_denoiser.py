@@ -148,7 +148,7 @@ def test_bad_denoisers_name_their_mend():
     """Predictions that say nothing where alpha is 0, and networks of another shape."""
     for name in ("cosine", "linear_interpolation", "zero_terminal_snr"):
         for predicts in (score.eps, score.score):
-            with pytest.raises(ValueError, match=r"predict score\.v.*t_max"):
+            with pytest.raises(ValueError, match=r"take process\.v.*t_max"):
                 network(name, predicts)
     p = process.gaussian(process.cosine())
     with pytest.raises(ValueError, match="for one example, without a batch axis"):

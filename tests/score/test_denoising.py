@@ -217,7 +217,7 @@ def test_another_loss_compiles_nothing(key):
 def test_bad_losses_name_their_mend():
     """What is wrong with a loss's numbers is said when it is built."""
     p = process.gaussian(process.cosine())
-    with pytest.raises(ValueError, match=r"predict score\.v"):
+    with pytest.raises(ValueError, match=r"take process\.v"):
         score.denoising(p, _half, target=score.eps)
     with pytest.raises(ValueError, match="pass null=classes"):
         score.denoising(p, _half, target=score.v, drop=0.1)
