@@ -64,9 +64,9 @@ def test_only_predictions_that_say_something_are_taken(x64):
     """The noise says nothing at zero signal and is refused; v there is -x_0 and decodes exactly."""
     p = process.gaussian(schedules()[1])
     for predicts in (score.eps, score.score):
-        with pytest.raises(ValueError, match=r"predict score\.v"):
+        with pytest.raises(ValueError, match=r"take process\.v"):
             score.denoiser(p, _network, jnp.asarray(0.3), predicts=predicts)
-        with pytest.raises(ValueError, match=r"predict score\.v"):
+        with pytest.raises(ValueError, match=r"take process\.v"):
             score.denoising(p, _network, target=predicts)
     x = jnp.array([0.4, -1.0])
     clean = score.denoiser(p, _network, jnp.asarray(0.3), predicts=score.v)(x, 1.0)
