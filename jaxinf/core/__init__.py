@@ -7,7 +7,7 @@ from jaxinf.core.covariance import Covariance, Dense, Diagonal, add, dense, whit
 from jaxinf.core.laws import Gaussian, Mixture, gaussian, log_prob, mixture
 from jaxinf.core.noise import Independent, Noise, normal
 from jaxinf.core.record import record, static
-from jaxinf.core.scan import carry, is_concrete, runge_kutta
+from jaxinf.core.scan import carry, concretely, is_concrete, runge_kutta
 from jaxinf.core.trace import Exact, Hutchinson, Trace, exact, hutchinson, value_and_trace
 from jaxinf.core.types import Key, Leaf, PyTree, Scalar
 
@@ -33,6 +33,7 @@ __all__ = [
     "carry",
     "check_batch",
     "check_key",
+    "concretely",
     "dense",
     "divide",
     "exact",

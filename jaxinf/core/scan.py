@@ -1,6 +1,7 @@
 """Small parts of the drivers: carries that pass through shard_map, a fixed-grid integrator."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -23,6 +24,15 @@ def carry(x: Array, value: float) -> Array:
     """
     # an element of x is selected from and never taken: it lends its type, and no NaN gets through
     return jnp.where(False, jnp.ravel(x)[0], jnp.asarray(value, x.dtype))
+
+
+def concretely() -> AbstractContextManager[None]:
+    """Compute concrete numbers now, also while a program around is being traced.
+
+    Unlike ``jax.ensure_compile_time_eval`` it leaves the constants of programs that are traced
+    within to the compiler; to run each by itself takes seconds.
+    """
+    return jax.core.eval_context()
 
 
 def is_concrete(tree: PyTree) -> bool:

@@ -13,6 +13,7 @@ from jaxinf.core import (
     Leaf,
     Scalar,
     check_key,
+    concretely,
     is_concrete,
     log_prob,
     record,
@@ -179,7 +180,7 @@ def _check_schedule(schedule: Schedule) -> None:
             f"a schedule's range must be 0 < t_min < t_max, got t_min={t_min} and t_max={t_max}"
         )
     times = np.linspace(t_min, t_max, 257)
-    with jax.ensure_compile_time_eval():
+    with concretely():
         alpha, sigma = (np.asarray(a, np.float64) for a in _on_grid(schedule, jnp.asarray(times)))
     for name, values in (("alpha", alpha), ("sigma", sigma)):
         bad = ~(np.isfinite(values) & (values >= 0))

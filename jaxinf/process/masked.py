@@ -11,6 +11,7 @@ from jaxinf.core import (
     Leaf,
     Scalar,
     check_key,
+    concretely,
     divide,
     is_concrete,
     record,
@@ -156,7 +157,7 @@ def masked(vocabulary: int, schedule: Schedule | None = None) -> Masked:
 def _check_keep(schedule: Schedule) -> None:
     """Raise unless alpha is a probability that falls."""
     times = np.linspace(0.0, float(schedule.t_max), 257)
-    with jax.ensure_compile_time_eval():
+    with concretely():
         keep = np.asarray(jax.vmap(schedule.alpha)(jnp.asarray(times)), np.float64)
     bad = ~((keep >= 0) & (keep <= 1))
     if bad.any():

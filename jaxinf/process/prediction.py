@@ -8,11 +8,10 @@ encode.
 
 from typing import Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxinf.core import Leaf, Scalar, divide, is_concrete, record
+from jaxinf.core import Leaf, Scalar, concretely, divide, is_concrete, record
 from jaxinf.process.gaussian import Gaussian
 
 
@@ -232,7 +231,7 @@ def convert(
 def check_informative(process: Leaf, predicts: Prediction) -> None:
     """Raise where a prediction of the noise is to tell the data and alpha(t_max) is 0."""
     if predicts in (eps, score) and is_concrete(process):
-        with jax.ensure_compile_time_eval():
+        with concretely():
             alpha = float(process.alpha(process.t_max))
         if alpha < 1e-6:
             raise ValueError(

@@ -1,10 +1,9 @@
 """Rescaling a schedule so that its last signal-to-noise ratio is zero."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxinf.core import Leaf, Scalar, is_concrete, record
+from jaxinf.core import Leaf, Scalar, concretely, is_concrete, record
 from jaxinf.process.schedules import Schedule
 
 
@@ -58,7 +57,7 @@ def zero_terminal_snr(schedule: Schedule) -> ZeroTerminalSNR:
       Common Diffusion Noise Schedules and Sample Steps are Flawed, Lin et al., 2024, algorithm 1.
     """
     if is_concrete(schedule):
-        with jax.ensure_compile_time_eval():
+        with concretely():
             power = schedule.alpha(schedule.t_max) ** 2 + schedule.sigma(schedule.t_max) ** 2
         if abs(float(power) - 1) > 1e-3:
             raise ValueError(

@@ -1,11 +1,10 @@
 """Euler-Maruyama on the reverse stochastic differential equation."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinf.core import Gaussian as GaussianLaw
-from jaxinf.core import Leaf, Noise, Scalar, is_concrete, record
+from jaxinf.core import Leaf, Noise, Scalar, concretely, is_concrete, record
 from jaxinf.process import Gaussian, convert, eps, x0
 from jaxinf.sampler.stepper import Denoise, State, StepInfo
 
@@ -67,7 +66,7 @@ def euler_maruyama(process: Gaussian) -> EulerMaruyama:
       equation 6.
     """
     if is_concrete(process):
-        with jax.ensure_compile_time_eval():
+        with concretely():
             alpha = float(process.alpha(process.t_max))
         if alpha <= 1e-6:
             raise ValueError(

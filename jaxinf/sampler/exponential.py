@@ -1,5 +1,7 @@
 """Multistep exponential integrators: one engine, of which the published solvers are tables."""
 
+from functools import reduce
+from operator import add
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +24,7 @@ class History(NamedTuple):
     carried: Leaf
     """The last step's linear part and noise, which a corrector starts from."""
     values: Leaf
-    """The last values of G, the latest first, along a leading axis."""
+    """The last values of G, the latest first."""
 
 
 class Row(NamedTuple):
@@ -54,8 +56,8 @@ class Exponential:
     def init(self, x: Array) -> History:
         """Return the state at the start, without values."""
         count = self.order if self.corrector else self.order - 1
-        zeros = jnp.broadcast_to(carry(x, 0.0), (count, *x.shape))
-        return History(x, jnp.zeros_like(x), zeros)
+        zero = jnp.broadcast_to(carry(x, 0.0), x.shape)
+        return History(x, zero, (zero,) * count)
 
     def table(self, times: Array) -> Row:
         """Return the coefficients of every step of a plan.
@@ -75,15 +77,13 @@ class Exponential:
         start = jnp.where(part.finite, lam[:-1], 0.0)
         end = jnp.where(part.finite, lam[1:], start + 1.0)
         # the nodes: the step's start, its end (which only a correction knows), the steps before
-        nodes = jnp.insert(jnp.where(known, lam[:-1][past], start[:, None]), 1, end, axis=1)
-        uses = [jnp.insert(known, 1, ends, axis=1) for ends in (False, known[:, 0])]
+        nodes = _second(jnp.where(known, lam[:-1][past], start[:, None]), end)
+        uses = [_second(known, ends) for ends in (jnp.zeros(steps, bool), known[:, 0])]
         weigh = jax.vmap(weights, (None, 0, 0, 0, 0, 0))
         weigh = jax.vmap(weigh, (None, None, None, None, None, 0))
         found = weigh(kind, start, end, s, nodes, jnp.stack(uses[: 1 + self.corrector]))
-        used, correct = (
-            jnp.delete(found[0], 1, axis=1),
-            found[-1].at[:, :2].set(found[-1][:, 1::-1]),
-        )
+        used = jnp.concatenate([found[0][:, :1], found[0][:, 2:]], axis=1)
+        correct = _second(found[-1][:, 1:], found[-1][:, 0])
         shift = [jnp.concatenate([jnp.zeros_like(a[:1]), a[:-1]]) for a in (correct, known[:, 0])]
         return Row(part, used, *shift)
 
@@ -101,7 +101,7 @@ class Exponential:
         if self.stochastic:
             fresh = row.linear.noise * self.process.covariance.sqrt(noise.increment(t, s))
             carried, mean = carried + fresh, mean + fresh
-        return History(mean, carried, values[: state.values.shape[0]]), StepInfo(clean)
+        return History(mean, carried, values[: len(state.values)]), StepInfo(clean)
 
     def proposal(
         self, denoise: Denoise, state: History, t: Scalar, s: Scalar, row: Row
@@ -121,13 +121,13 @@ class Exponential:
     def _mean(self, denoise: Denoise, state: History, t: Scalar, row: Row) -> Any:
         clean = denoise(state.x, t)
         latest = self.kind.value(t, state.x, clean).astype(state.x.dtype)
-        values = jnp.concatenate([latest[None], state.values])
+        values = (latest, *state.values)
         x = state.x
         if self.corrector:
-            corrected = state.carried + jnp.tensordot(row.correct, values, 1)
+            corrected = state.carried + _combine(row.correct, values)
             x = jnp.where(row.corrects, corrected, x)
         carried = row.linear.scale * x + row.linear.direct * clean
-        mean = carried + jnp.tensordot(row.weights, values[: self.order], 1)
+        mean = carried + _combine(row.weights, values)
         return carried, mean, values, clean
 
 
@@ -198,6 +198,16 @@ def kind_of(
     unit = _unit(predicts)
     check_informative(process, predicts)
     return Kind(process, *unit, eta, variable, pair)
+
+
+def _second(rows: Array, column: Array) -> Array:
+    """Insert a column after the first."""
+    return jnp.concatenate([rows[:, :1], column[:, None], rows[:, 1:]], axis=1)
+
+
+def _combine(weights: Array, values: tuple[Array, ...]) -> Array:
+    """Return the sum of weights times values, as many as there are weights."""
+    return reduce(add, [w * value for w, value in zip(weights, values, strict=False)])
 
 
 def _unit(predicts: Prediction) -> tuple[Leaf, Leaf]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinf.core import Scalar
+from jaxinf.core import Scalar, concretely
 from jaxinf.process import Gaussian
 from jaxinf.process.inverse import time_of
 from jaxinf.sampler.plan import Plan, _check_steps, plan
@@ -19,13 +19,13 @@ def _times_of(process: Gaussian, log_snr: Any) -> Any:
 
 def _host_times(process: Gaussian, log_snr: np.ndarray) -> np.ndarray:
     """Return the times of log-SNRs, in float64 on the host."""
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+    with concretely(), jax.enable_x64(True):
         return np.asarray(_times_of(process, jnp.asarray(log_snr)), np.float64)
 
 
 def _scales(process: Gaussian, t: Scalar) -> tuple[float, float]:
     """Return (alpha, sigma) at t, in float64 on the host."""
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+    with concretely(), jax.enable_x64(True):
         t = jnp.asarray(float(t))
         return float(process.alpha(t)), float(process.sigma(t))
 

@@ -29,9 +29,9 @@ from jaxinf.testing import exact
 from jaxinf.testing.certificate import measure
 
 FACTOR = 1.02
-MUTATIONS = 4
+MUTATIONS = 8
 """Of each stepper."""
-SEEDS = 3
+SEEDS = 20
 MODULES = (
     "coefficients",
     "exponential",
@@ -285,6 +285,9 @@ CASES = {
     "rk4": Case(lambda p: ours().runge_kutta.rk4(p), testing.Claims(order=4)),
     "dpm_solver": Case(lambda p: multistep(p, 2, pair="B2"), testing.Claims(order=2)),
     "single_step": Case(lambda p: ours().single_step.single_step(p), testing.Claims(order=3)),
+    "unipc": Case(
+        lambda p: multistep(p, 2, corrector=True, pair="B2"), testing.Claims(order=3)
+    ),
     "ddim_half": Case(lambda p: ours().ddim.ddim(p, eta=0.5), stochastic(1, half)),
     "ancestral": Case(lambda p: ours().ddim.ancestral(p), stochastic(1, posterior)),
     "euler_maruyama": Case(
@@ -426,9 +429,11 @@ def test_small_faults_are_caught():
     ("make", "claims"),
     [
         (sampler.heun, testing.Claims(order=2)),
+        (sampler.unipc, testing.Claims(order=4)),
         (sampler.ancestral, stochastic(1, posterior)),
+        (CASES["exponential_sde"].make, CASES["exponential_sde"].claims),
     ],
-    ids=["heun", "ancestral"],
+    ids=["heun", "unipc", "ancestral", "exponential_sde"],
 )
 def test_right_steppers_raise_no_alarm(make, claims):
     """All laws hold on several seeds, whose data and chains differ."""
