@@ -3,7 +3,7 @@
 Command: ``make bench`` (installs diffrax beside the library first), or
 ``jaxinf run experiments/driver_overhead.py`` without it.
 Hardware: any; the figures are ratios within one run, medians over interleaved repetitions.
-Expected: the driver, which watches every sample for numbers that are not finite, 1.1 times the scan,
+Expected: the driver, which watches all samples for numbers that are not finite, 1.1 times the scan,
 which does not; its first call 0.4 to 0.7 s longer than its second whatever the number of steps;
 diffrax tuned about 6 times the scan; with a network, steppers 0.95 to 1.06 times its calls.
 """

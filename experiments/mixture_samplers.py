@@ -3,7 +3,8 @@
 Each mixture has five Gaussians in eight dimensions and an exact denoiser; the error is the root
 mean square distance, by example, of a deterministic sampler's end points from the probability
 flow's. One or two starts near a separatrix may set it, so medians are given too. ``peers`` adds
-what is installed of k-diffusion, diffusers, azula and diffrax, with the same denoiser and times.
+what is installed of k-diffusion, diffusers, azula and diffrax, with the same denoiser and times;
+adaptive methods take the smallest tolerance whose mean calls are within the budget.
 Command: ``jaxinf run experiments/mixture_samplers.py``, with ``make bench`` beside the peers;
 ``--stored FILE`` judges a stored mixture (weights, means, variances, x_T, reference) as well.
 Hardware: 2 CPU cores, ten minutes. All is in float64.
@@ -19,12 +20,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from peer_samplers import peers
+from mixtures import Problem, errors, exact, posed
+from peer_samplers import peers, tightest
 
-from jaxinf import core, process, sampler, score
+from jaxinf import process, sampler
 from jaxinf.run import Study, progress
 
 BUDGETS = (10, 20, 40, 80, 160)
+ADAPTIVE = "Dormand-Prince, adaptive"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,20 +50,6 @@ class Config:
     """Other starts that it is judged on."""
     iterations: int = 600
     """Of a plan's fit."""
-
-
-class Problem(NamedTuple):
-    """A process, its plans, the exact denoiser, starts and where they end."""
-
-    process: Any
-    plan_of: Callable[..., sampler.Plan]
-    denoiser: Any
-    x_T: Any
-    reference: Any
-
-    def plan(self, p: Any, steps: int) -> sampler.Plan:
-        """Steps down to t_min."""
-        return self.plan_of(p, steps, end=p.t_min)
 
 
 class Errors(NamedTuple):
@@ -97,31 +86,6 @@ def ours() -> dict[str, tuple[Callable[[Any], Any], int]]:
     }
 
 
-def problem(seed: int, p: Any, plan: Any, starts: int) -> Problem:
-    """The mixture of a seed, and its exact end points."""
-    rng = np.random.default_rng([8, seed])
-    law = core.mixture(
-        jnp.asarray(rng.dirichlet(np.full(5, 2.0))),
-        jnp.asarray(rng.normal(size=(5, 8))),
-        jnp.sqrt(jnp.asarray(rng.uniform(0.05, 0.3, size=5))),
-    )
-    denoiser = score.oracle(p, law)
-    x = p.prior().sample(jax.random.key(seed), (starts, 8))
-    return Problem(p, plan, denoiser, x, exact(p, plan, denoiser, x))
-
-
-def exact(p: Any, plan: Any, denoiser: Any, x: Any) -> jax.Array:
-    """End points by 4,000 steps of the corrected third-order method, right to 1e-10."""
-    stepper = sampler.exponential(p, 3, predicts=process.preconditioned(0.5), corrector=True)
-    return sampler.sample(jax.random.key(0), stepper, denoiser, plan(p, 4000, end=p.t_min), x).x
-
-
-def errors(x: Any, reference: Any) -> tuple[float, float]:
-    """Root mean square over all coordinates, and the median over starts."""
-    squared = np.mean(np.square(np.asarray(x) - np.asarray(reference)), axis=1)
-    return float(np.sqrt(np.mean(squared))), float(np.sqrt(np.median(squared)))
-
-
 def measured(walk: Callable[[Problem, int], Any], calls: int, problems: list[Problem]) -> Errors:
     """The errors of a sampler at each budget; NaN where the budget is too small."""
     found = np.full((2, len(problems), len(BUDGETS)), np.nan)
@@ -136,18 +100,31 @@ def walker(make: Callable[[Any], Any]) -> Callable[[Problem, int], Any]:
     """A stepper's walk."""
 
     def walk(one: Problem, steps: int) -> Any:
-        plan = one.plan(one.process, steps)
-        stepper = make(one.process)
+        stepper, plan = make(one.process), one.plan(steps)
         return sampler.sample(jax.random.key(0), stepper, one.denoiser, plan, one.x_T).x
 
     return walk
 
 
+def adaptive(one: Problem, calls: int) -> Any:
+    """Steps of each sample's own length, to the smallest tolerance that the calls allow."""
+
+    def run(tolerance: float) -> tuple[Any, float]:
+        p = one.process
+        out = sampler.integrate(
+            p, one.denoiser, one.x_T, rtol=tolerance, atol=tolerance, end=p.t_min
+        )
+        return out.x, float(jnp.mean(out.info.calls))
+
+    return tightest(run, calls)
+
+
 def build(config: Config) -> Study:
     def run(key: Any) -> dict[str, Any]:
         with jax.enable_x64(True):
-            problems = posed(config)
+            problems = posed(config.mixtures, config.starts, config.stored)
             contenders = {name: (walker(make), calls) for name, (make, calls) in ours().items()}
+            contenders[ADAPTIVE] = adaptive, 1
             contenders |= peers() if config.peers else {}
             results: dict[str, Any] = {
                 f"{name} ({process_name})": measured(walk, calls, some)
@@ -161,29 +138,6 @@ def build(config: Config) -> Study:
         return results
 
     return Study(run=run, draw=draw, notes=notes)
-
-
-def posed(config: Config) -> dict[str, list[Problem]]:
-    """The mixtures on both processes, and the stored one."""
-    exploding, preserving = process.gaussian(process.edm()), process.gaussian(process.linear_beta())
-    seeds = range(config.mixtures)
-    found = {
-        "exploding": [problem(seed, exploding, sampler.karras, config.starts) for seed in seeds],
-        "preserving": [
-            problem(seed, preserving, sampler.uniform_log_snr, config.starts) for seed in seeds
-        ],
-    }
-    if config.stored:
-        with np.load(config.stored) as file:
-            law = core.mixture(
-                jnp.asarray(file["weights"]),
-                jnp.asarray(file["means"]),
-                jnp.sqrt(jnp.asarray(file["variances"])),
-            )
-            start, end = jnp.asarray(file["x_T"]), jnp.asarray(file["reference"])
-        denoiser = score.oracle(exploding, law)
-        found["stored"] = [Problem(exploding, sampler.karras, denoiser, start, end)]
-    return found
 
 
 class Fitted(NamedTuple):
@@ -207,7 +161,7 @@ def fitted(config: Config, one: Problem) -> Fitted:
     ends = [exact(p, one.plan_of, one.denoiser, x) for x in (fit, held)]
     rows, times = [], []
     for steps in (10, 20):
-        start = one.plan(p, steps)
+        start = one.plan(steps)
         found = sampler.optimise_plan(
             jax.random.key(0), stepper, one.denoiser, start, fit, ends[0],
             iterations=config.iterations, learning_rate=0.1, progress=True,
@@ -248,7 +202,7 @@ def notes(results: dict[str, Any]) -> str:
     """Tables of geometric means, and the best of ours over the best of the peers."""
     text = []
     for kind in ("exploding", "preserving", "stored"):
-        rows, names = summary(results, kind), set(ours())
+        rows, names = summary(results, kind), {*ours(), ADAPTIVE}
         if not rows:
             continue
         text += ["", f"Error, {kind}, geometric mean over mixtures, by calls:"]
@@ -277,20 +231,21 @@ def draw(results: dict[str, Any]) -> dict[str, Any]:
     panels = figure.subplots(1, 2, sharey=True)
     for axes, kind in zip(panels, ("exploding", "preserving"), strict=True):
         for number, (name, row) in enumerate(summary(results, kind).items()):
-            mine = name in ours()
+            mine = name in {*ours(), ADAPTIVE}
             style = (
                 {"color": f"C{number % 10}", "marker": "osv^"[number // 10]}
                 if mine
                 else {"color": "0.7", "zorder": 0}
             )
             axes.loglog(BUDGETS, row, label=name if mine else None, **style)
-        if set(summary(results, kind)) - set(ours()):
+        if set(summary(results, kind)) - {*ours(), ADAPTIVE}:
             axes.plot([], [], color="0.7", label="other libraries")
         axes.set(
             title=f"{kind} variance",
             xlabel="calls of the denoiser",
             xticks=BUDGETS,
             xticklabels=BUDGETS,
+            ylim=(None, 2),
         )
         axes.minorticks_off()
     panels[0].set_ylabel("error of end points, geometric mean over mixtures")

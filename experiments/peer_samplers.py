@@ -1,7 +1,7 @@
 """Samplers of other libraries, adapted to a process, a plan and an exact denoiser.
 
-Each function returns name -> (walk, calls a step); walk(problem, steps) returns the end points from
-``problem.x_T``. Their own libraries are imported where they are used.
+Each function returns name -> (walk, calls a step); walk(task, steps) returns the end points from
+``task.x_T``. Their own libraries are imported where they are used.
 """
 
 import importlib
@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from mixtures import Task
 
 from jaxinf import process
 
@@ -30,26 +31,28 @@ def peers() -> dict[str, tuple[Callable[[Any, int], Any], int]]:
     return found | (diffrax() if importlib.util.find_spec("diffrax") else {})
 
 
-def scaled(one: Any) -> Callable[[Any, Any], np.ndarray]:
-    """The denoiser of y = x / alpha at the noise level r = sigma / alpha, in NumPy."""
-    return lambda y, r: np.asarray(_scaled(one.process, one.denoiser, np.asarray(y), float(r)))
+def tightest(run: Callable[[float], tuple[Any, float]], calls: int) -> Any:
+    """The end points at the smallest tolerance at which mean calls are within a budget, or NaN."""
+    low, high, best = -13.0, 2.0, jnp.nan
+    for _ in range(12):
+        middle = (low + high) / 2
+        x, used = run(10.0**middle)
+        if used <= calls:
+            high, best = middle, x
+        else:
+            low = middle
+    return best
 
 
-@jax.jit
-def _scaled(p: Any, denoiser: Any, y: Any, r: Any) -> jax.Array:
-    t = process.time_of(p, -2 * jnp.log(r))
-    return jax.vmap(lambda y: denoiser(p.alpha(t) * y, t))(y)
+FLOWS = {"euler": 1, "heun": 2, "dpm_2": 2, "lms": 1, "dpmpp_2m": 1}
+WITH_NOISE = {
+    "euler_ancestral": 1, "dpm_2_ancestral": 2, "dpmpp_2s_ancestral": 2, "dpmpp_sde": 2,
+    "dpmpp_2m_sde": 1, "dpmpp_3m_sde": 1,
+}  # fmt: skip
 
 
-def levels(one: Any, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return alpha and sigma at a plan's times."""
-    times = jnp.asarray(one.plan(one.process, steps).times)
-    p = one.process
-    return np.asarray(jax.vmap(p.alpha)(times)), np.asarray(jax.vmap(p.sigma)(times))
-
-
-def k_diffusion() -> dict[str, Any]:
-    """Its functions take the noise levels; they are loaded without its training code."""
+def k_diffusion(calls: dict[str, int] = FLOWS) -> dict[str, Any]:
+    """Its functions by name, with their calls a step; they are loaded without its training code."""
     import torch
 
     where = importlib.metadata.distribution("k-diffusion").locate_file("k_diffusion")
@@ -59,19 +62,19 @@ def k_diffusion() -> dict[str, Any]:
     sys.modules |= {"k_diffusion": package, "k_diffusion.utils": utils}
     sampling = importlib.import_module("k_diffusion.sampling")
 
-    def walk(name: str, one: Any, steps: int, **options: Any) -> np.ndarray:
-        clean = scaled(one)
-        alphas, sigmas = levels(one, steps)
+    def walk(name: str, one: Task, steps: int, **options: Any) -> np.ndarray:
+        alphas, sigmas = one.levels(steps)
 
         def model(y: Any, r: Any) -> Any:
-            return torch.from_numpy(clean(y.numpy(), r[0]).copy())
+            return torch.from_numpy(one.clean(y.numpy(), r[0]).copy())
 
         y = torch.from_numpy(np.array(one.x_T) / alphas[0])
         levels_ = torch.from_numpy(sigmas / alphas)
+        if name.endswith(("ancestral", "sde")):
+            options["noise_sampler"] = lambda a, b: torch.randn_like(y)
         out = getattr(sampling, f"sample_{name}")(model, y, levels_, disable=True, **options)
         return out.numpy() * alphas[-1]
 
-    calls = {"euler": 1, "heun": 2, "dpm_2": 2, "lms": 1, "dpmpp_2m": 1}
     return {f"k-diffusion {name}": (partial(walk, name), n) for name, n in calls.items()} | {
         "k-diffusion dpmpp_3m": (partial(walk, "dpmpp_3m_sde", eta=0.0), 1)
     }
@@ -82,9 +85,8 @@ def azula() -> dict[str, Any]:
     import torch
     from azula import sample
 
-    def walk(make: Any, one: Any, steps: int) -> np.ndarray:
-        clean = scaled(one)
-        table = torch.from_numpy(np.stack(levels(one, steps)))
+    def walk(make: Any, one: Task, steps: int) -> np.ndarray:
+        table = torch.from_numpy(np.stack(one.levels(steps)))
 
         def schedule(t: Any) -> Any:
             return tuple(table[:, torch.round((1 - t) * steps).long()])
@@ -95,7 +97,7 @@ def azula() -> dict[str, Any]:
 
             def __call__(self, x: Any, t: Any) -> Any:
                 alpha, sigma = schedule(t)
-                mean = clean((x / alpha).numpy(), sigma / alpha)
+                mean = one.clean((x / alpha).numpy(), sigma / alpha)
                 return types.SimpleNamespace(mean=torch.from_numpy(mean.copy()))
 
         return make(Denoiser(), start=1.0, stop=0.0, steps=steps, silent=True)(
@@ -122,9 +124,8 @@ def diffusers() -> dict[str, Any]:
         UniPCMultistepScheduler,
     )
 
-    def walk(make: Any, one: Any, steps: int) -> np.ndarray:
-        clean = scaled(one)
-        alphas, sigmas = levels(one, steps)
+    def walk(make: Any, one: Task, steps: int) -> np.ndarray:
+        alphas, sigmas = one.levels(steps)
         r = sigmas / alphas
         scheduler = make()
         scheduler.set_timesteps(steps)
@@ -133,7 +134,7 @@ def diffusers() -> dict[str, Any]:
         keep = 1 / np.sqrt(1 + r**2)
         x = torch.from_numpy(np.array(one.x_T) / alphas[0] * keep[0])
         for i in range(steps):
-            x0 = torch.from_numpy(clean(x.numpy() / keep[i], r[i]).copy())
+            x0 = torch.from_numpy(one.clean(x.numpy() / keep[i], r[i]).copy())
             x = scheduler.step(x0, scheduler.timesteps[i], x).prev_sample
         return x.numpy() / keep[-1] * alphas[-1]
 
@@ -154,7 +155,7 @@ def diffusers() -> dict[str, Any]:
 
 
 def diffrax() -> dict[str, Any]:
-    """Its fixed-step methods in log sigma / alpha, over the plan's times."""
+    """Its methods in log sigma / alpha over the plan's times, and in t with adaptive steps."""
     import diffrax as dfx
 
     @jax.jit
@@ -172,13 +173,36 @@ def diffrax() -> dict[str, Any]:
 
         return jax.vmap(end)(y)
 
-    def walk(solver: Any, one: Any, steps: int) -> Any:
-        alphas, sigmas = levels(one, steps)
+    def walk(solver: Any, one: Task, steps: int) -> Any:
+        alphas, sigmas = one.levels(steps)
         places = jnp.log(jnp.asarray(sigmas / alphas))
         y = ends(solver, one.process, one.denoiser, places, one.x_T / alphas[0])
         return y * alphas[-1]
 
+    @jax.jit
+    def controlled(p: Any, denoiser: Any, tolerance: Any, x: Any) -> Any:
+        def field(t: Any, x: Any, args: Any) -> Any:
+            noise = (x - p.alpha(t) * denoiser(x, t)) / p.sigma(t)
+            return p.drift(t) * x + p.dispersion_squared(t) / (2 * p.sigma(t)) * noise
+
+        def end(x: Any) -> Any:
+            out = dfx.diffeqsolve(
+                dfx.ODETerm(field), dfx.Tsit5(), p.t_max, p.t_min, None, x, max_steps=10_000,
+                stepsize_controller=dfx.PIDController(rtol=tolerance, atol=tolerance),
+            )  # fmt: skip
+            return out.ys[-1], out.stats["num_steps"]
+
+        return jax.vmap(end)(x)
+
+    def adaptive(one: Task, calls: int) -> Any:
+        def run(tolerance: float) -> tuple[Any, float]:
+            x, steps = controlled(one.process, one.denoiser, tolerance, one.x_T)
+            return x, 6 * float(jnp.mean(steps))
+
+        return tightest(run, calls)
+
     return {
         "diffrax Heun": (partial(walk, dfx.Heun()), 2),
         "diffrax Tsit5": (partial(walk, dfx.Tsit5()), 6),
+        "diffrax Tsit5, adaptive": (adaptive, 1),
     }

@@ -205,7 +205,7 @@ def _second(rows: Array, column: Array) -> Array:
     return jnp.concatenate([rows[:, :1], column[:, None], rows[:, 1:]], axis=1)
 
 
-def _combine(weights: Array, values: tuple[Array, ...]) -> Array:
+def _combine(weights: Leaf, values: tuple[Array, ...]) -> Array:
     """Return the sum of weights times values, as many as there are weights."""
     return reduce(add, [w * value for w, value in zip(weights, values, strict=False)])
 

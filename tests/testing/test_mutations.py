@@ -285,9 +285,7 @@ CASES = {
     "rk4": Case(lambda p: ours().runge_kutta.rk4(p), testing.Claims(order=4)),
     "dpm_solver": Case(lambda p: multistep(p, 2, pair="B2"), testing.Claims(order=2)),
     "single_step": Case(lambda p: ours().single_step.single_step(p), testing.Claims(order=3)),
-    "unipc": Case(
-        lambda p: multistep(p, 2, corrector=True, pair="B2"), testing.Claims(order=3)
-    ),
+    "unipc": Case(lambda p: multistep(p, 2, corrector=True, pair="B2"), testing.Claims(order=3)),
     "ddim_half": Case(lambda p: ours().ddim.ddim(p, eta=0.5), stochastic(1, half)),
     "ancestral": Case(lambda p: ours().ddim.ancestral(p), stochastic(1, posterior)),
     "euler_maruyama": Case(
@@ -431,7 +429,10 @@ def test_small_faults_are_caught():
         (sampler.heun, testing.Claims(order=2)),
         (sampler.unipc, testing.Claims(order=4)),
         (sampler.ancestral, stochastic(1, posterior)),
-        (CASES["exponential_sde"].make, CASES["exponential_sde"].claims),
+        (
+            lambda p: sampler.exponential(p, 2, predicts=D, eta=1.0),
+            CASES["exponential_sde"].claims,
+        ),
     ],
     ids=["heun", "unipc", "ancestral", "exponential_sde"],
 )
