@@ -13,6 +13,7 @@ READY := $(VENV)/.ready
 READY_BENCH := $(VENV)/.ready-bench
 INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 PYTEST = $(BIN)/python -m pytest -q
+BENCH = driver_overhead mixture_samplers certify_peers
 
 # An interpreter named on the command line is used or refused, never replaced by another.
 ifeq ($(origin PYTHON),command line)
@@ -65,6 +66,7 @@ $(READY): pyproject.toml constraints.txt
 
 $(READY_BENCH): $(READY)
 	@$(INSTALL) -e '.[dev,bench]'
+	@$(INSTALL) --no-deps k-diffusion # its samplers need none of its training code's packages
 	@touch $@
 
 demo: $(READY) ## train a score model on digits, sample it, write a report under runs/
@@ -83,8 +85,8 @@ format: $(READY) ## mend style and format
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-bench: $(READY_BENCH) ## time the drivers against other libraries
-	@$(BIN)/jaxinf run experiments/driver_overhead.py $(ARGS)
+bench: $(READY_BENCH) ## hold drivers and samplers against other libraries; BENCH="driver_overhead" runs one
+	@for study in $(BENCH); do $(BIN)/jaxinf run experiments/$$study.py $(ARGS) || exit 1; done
 
 soak: $(READY) ## run the tests that take minutes
 	@$(PYTEST) -m soak $(ARGS)
