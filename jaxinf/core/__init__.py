@@ -8,10 +8,13 @@ from jaxinf.core.laws import Gaussian, Mixture, gaussian, log_prob, mixture
 from jaxinf.core.noise import Independent, Noise, normal
 from jaxinf.core.record import record, static
 from jaxinf.core.scan import carry, concretely, is_concrete, runge_kutta
+from jaxinf.core.spread import AXES, BATCH, spread
 from jaxinf.core.trace import Exact, Hutchinson, Trace, exact, hutchinson, value_and_trace
 from jaxinf.core.types import Key, Leaf, PyTree, Scalar
 
 __all__ = [
+    "AXES",
+    "BATCH",
     "Brownian",
     "BrownianPath",
     "Covariance",
@@ -46,6 +49,7 @@ __all__ = [
     "record",
     "root",
     "runge_kutta",
+    "spread",
     "static",
     "value_and_trace",
     "white",

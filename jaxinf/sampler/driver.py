@@ -17,6 +17,7 @@ from jaxinf.core import (
     check_key,
     concretely,
     is_concrete,
+    spread,
 )
 from jaxinf.core.progress import tick
 from jaxinf.sampler.plan import Plan
@@ -130,6 +131,8 @@ def _sample(
     rows = table(stepper, times) if rows is None else narrowed(rows, times.dtype)
     slots = (jnp.arange(plan.steps), times[:-1], times[1:], rows)
     index = jnp.arange(x.shape[0]) if index is None else index
+    x, cond, index = spread((x, cond, index))
+    x, cond, index = spread((x, cond, index))
 
     def run(x: Array, cond: PyTree, index: Array) -> tuple[Any, ...]:
         step = partial(_step, key, stepper, denoiser, noise, plan.rises, cond, index, x.dtype)
