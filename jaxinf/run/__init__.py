@@ -14,17 +14,21 @@ from jaxinf.run.progress import progress
 if TYPE_CHECKING:
     from jaxinf.run.experiment import Experiment, Study, check
     from jaxinf.run.ledger import RunError
+    from jaxinf.run.mesh import Rule
     from jaxinf.run.runner import run
+    from jaxinf.run.setting import Setting
 
 _HOMES = {
     "Experiment": "experiment",
     "Study": "experiment",
     "check": "experiment",
+    "Rule": "mesh",
     "RunError": "ledger",
+    "Setting": "setting",
     "run": "runner",
 }
 
-__all__ = ["Experiment", "RunError", "Study", "check", "progress", "run"]
+__all__ = ["Experiment", "Rule", "RunError", "Setting", "Study", "check", "progress", "run"]
 
 
 def __getattr__(name: str) -> Any:

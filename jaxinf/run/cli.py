@@ -8,10 +8,7 @@ import textwrap
 from pathlib import Path
 
 import jaxinf
-
-
-class UsageError(Exception):
-    """What the user can mend on the command line or in the file; shown without a traceback."""
+from jaxinf.run.errors import UsageError
 
 
 def main(argv: list[str] | None = None) -> int:

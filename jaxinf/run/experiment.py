@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxinf.core import Key, PyTree
+from jaxinf.run.mesh import Rule
 
 
 def _nothing(arrays: dict[str, Any]) -> str:
@@ -33,6 +34,8 @@ class Experiment:
       steps: how many steps to train, at least 1.
       batch_size: rows of the global batch, at least 1.
       notes: ``{name: arrays} -> markdown`` that is put into the report, a table say.
+      rules: where leaves of the state lie on a mesh of devices; what no rule finds is divided by
+        the ``fsdp`` axis, see ``jaxinf.run.mesh.shardings``.
     """
 
     init: Callable[[Key], PyTree]
@@ -43,6 +46,7 @@ class Experiment:
     steps: int
     batch_size: int
     notes: Callable[[dict[str, Any]], str] = _nothing
+    rules: tuple[Rule, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,11 @@ def check(experiment: Experiment | Study) -> None:
         value = getattr(experiment, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{kind}.{name} must be a whole number >= 1, got {value!r}. Pass 1.")
+    if not all(isinstance(rule, Rule) for rule in experiment.rules):
+        raise TypeError(
+            f"Experiment.rules must be a tuple of jaxinf.run.mesh.Rule, got {experiment.rules!r}. "
+            'Write rules=(Rule("qkv/kernel", ("fsdp", "tensor")),).'
+        )
     if not isinstance(experiment.evaluate, Mapping):
         raise TypeError(
             f"{kind}.evaluate must map names to functions, got {experiment.evaluate!r}. "

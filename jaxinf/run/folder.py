@@ -5,25 +5,33 @@ disk never ends a run.
 """
 
 import contextlib
+import fcntl
 import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
+
+from jaxinf.run.errors import UsageError
 
 
 class Folder:
     """The files of one run.
 
     ``path`` is where they lie, ``pending`` holds the contents of those that could not be written.
+    Of several processes only one writes.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, writes: bool = True):
+        self.path, self.writes = path, writes
+        self._lock = _locked(path) if writes else None
         self.pending: dict[str, bytes] = {}
         self._appended: dict[str, bytes] = {}
 
     def append(self, name: str, line: str) -> None:
         """Add a line to a text file."""
+        if not self.writes:
+            return
         data = f"{line}\n".encode()
         self._appended[name] = self._appended.get(name, b"") + data
         if name in self.pending:
@@ -37,6 +45,8 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file, over an older one only when the new one is complete."""
+        if not self.writes:
+            return
         part = self.path / f"{name}.part"
         try:
             part.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +58,26 @@ class Folder:
             self._keep(name, data, error)
         else:
             self.pending.pop(name, None)
+
+    def lines(self, name: str) -> list[str]:
+        """The whole lines of a text file, none where there is no such file."""
+        try:
+            text = (self.path / name).read_text()
+        except OSError:
+            return []
+        return text[: text.rfind("\n") + 1].splitlines()
+
+    def restart(self, name: str, lines: list[str]) -> None:
+        """Begin a text file anew with lines."""
+        data = "".join(f"{line}\n" for line in lines).encode()
+        self._appended[name] = data
+        self.write(name, data)
+
+    def release(self) -> None:
+        """Let other runs have the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def settle(self) -> bool:
         """Write what is pending, in a fresh temporary folder if the disk still refuses.
@@ -73,7 +103,7 @@ class Folder:
 
     def _copied(self, file: Path) -> bool:
         """Whether a file moves along: a regular one, outside the training state and the profile."""
-        large = file.relative_to(self.path).parts[0].startswith(("state", "profile"))
+        large = file.relative_to(self.path).parts[0].startswith(("state", "profile", "checkpoints"))
         return file.is_file() and file.suffix != ".part" and not large
 
     def _keep(self, name: str, data: bytes, error: OSError) -> None:
@@ -92,6 +122,45 @@ def _write_all(path: Path, contents: dict[str, bytes]) -> None:
     for name, data in contents.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_bytes(data)
+
+
+def _locked(path: Path) -> IO[bytes] | None:
+    """Return the folder's lock, held until it is closed or the process ends."""
+    try:
+        file = (path / ".lock").open("wb")
+    except OSError:  # a disk that refuses must not end the run
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UsageError(
+            f"another run is writing to {path}; wait for it, or give this one another folder"
+        ) from None
+    except OSError:  # a file system without locks
+        file.close()
+        return None
+    return file
+
+
+def taken(path: Path, resume: bool) -> Folder:
+    """A folder that the user named.
+
+    Raises:
+      ValueError: where it is not empty and the run is not resumed, and where another run has it.
+    """
+    if not resume and path.is_dir() and any(path.iterdir()):
+        raise UsageError(
+            f"{path} is not empty: it may hold another run; resume that one with --resume, or give "
+            "another folder"
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    return Folder(path.resolve())
+
+
+def latest(directory: Path, name: str) -> Path | None:
+    """The newest run's folder of a name."""
+    return max((one for one in (directory / name).glob("*-*") if one.is_dir()), default=None)
 
 
 def fresh(directory: Path, name: str) -> Folder:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import sys
 import traceback
 import zipfile
@@ -43,6 +44,22 @@ class Ledger:
         """Record an error in one part of the run, and show its traceback."""
         traceback.print_exception(error, file=sys.stderr)
         self.failures.append(f"{where}: {summary(error)}")
+
+    def raise_failures(self) -> None:
+        """Raise where a part of the run failed."""
+        if self.failures:
+            raise RunError("the run is incomplete: " + "; ".join(self.failures))
+
+    def resume(self, step: int) -> None:
+        """Take up the metrics that an earlier run of this folder wrote before a step."""
+        lines = [json.loads(line) for line in self.folder.lines("metrics.jsonl")]
+        kept = [line for line in lines if line["step"] < step]
+        self.history = [
+            (line["step"], jax.tree.map(np.asarray, line["metrics"], is_leaf=lambda a: a is None))
+            for line in kept
+        ]
+        self.folder.restart("metrics.jsonl", [json.dumps(line) for line in kept])
+        self.remarks.append(f"Resumed after step {step}.")
 
     def add_results(self, results: dict[str, Any]) -> None:
         """Take results in and write all there are to ``arrays.npz``."""

@@ -8,11 +8,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
 
-from jaxinf.run.cli import UsageError, find
+from jaxinf.run.cli import find
+from jaxinf.run.distributed import Job, join, leaving, parse
+from jaxinf.run.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Job):
     """What the runner takes on the command line, beside the experiment's own fields."""
 
     seed: int = 0
@@ -25,19 +27,47 @@ class Options:
     """Where runs are written."""
     progress: bool = True
     """Show progress on stderr."""
+    mesh: str = ""
+    """Sizes of the mesh's axes slice, data, fsdp, sequence, tensor: data=4,fsdp=2. What is not
+    named goes to data."""
+    rule: tuple[str, ...] = ()
+    """Where leaves of the state lie, before the experiment's rules: qkv/kernel=fsdp,tensor"""
+    resume: bool = False
+    """Go on from the newest checkpoint of the newest run of this name, or of --folder; start where
+    there is none."""
+    folder: Path | None = None
+    """The run's folder, in place of a new one named by the time."""
+    checkpoints: str | None = None
+    """Where checkpoints lie, gs://BUCKET/NAME say; in the run's folder by default."""
+    checkpoint_every: int | None = None
+    """Steps from one checkpoint to the next, 0 for none; by default ten checkpoints in all, none in
+    runs of fewer than 100 steps."""
+    keep: int = 3
+    """How many checkpoints stay."""
 
 
 def run_file(file: str, rest: list[str]) -> int:
     """Run an experiment file with the arguments that follow it; the exit status."""
     path = _locate(file)
+    if not {"--help", "-h"} & set(rest):
+        join(parse(rest))
+    with leaving():
+        return _run_file(path, file, rest)
+
+
+def _run_file(path: Path, file: str, rest: list[str]) -> int:
+    """Run it in a job that has been joined."""
     module = _load(path)
     config_class = _config_class(module, path)
     config, options = _parse(config_class, module, file, rest)
     experiment = module.build(config)
 
+    from jaxinf.run.checkpoints import INTERRUPTED, Terminated
     from jaxinf.run.experiment import Experiment, Study
     from jaxinf.run.ledger import RunError
+    from jaxinf.run.mesh import parse_rule
     from jaxinf.run.runner import run
+    from jaxinf.run.setting import Setting
 
     if not isinstance(experiment, Experiment | Study):
         raise UsageError(
@@ -56,10 +86,19 @@ def run_file(file: str, rest: list[str]) -> int:
             progress=options.progress,
             document=module.__doc__ or "",
             command=shlex.join(["jaxinf", "run", file, *rest]),
+            setting=Setting(
+                mesh=options.mesh,
+                rules=tuple(map(parse_rule, options.rule)),
+                folder=options.folder,
+                every=options.checkpoint_every,
+                keep=options.keep,
+                path=options.checkpoints,
+                resume=options.resume,
+            ),
         )
     except RunError as error:
         print(f"jaxinf: {error}", file=sys.stderr)
-        return 1
+        return INTERRUPTED if isinstance(error, Terminated) else 1
     return 0
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxinf.core.spread import AXES, BATCH
+from jaxinf.run.errors import UsageError
 
 SMALL = 2**12
 """Leaves of fewer numbers are copied to every device where no rule says otherwise."""
@@ -44,15 +45,15 @@ def sizes(text: str, devices: int) -> dict[str, int]:
     for part in filter(None, text.replace(" ", "").split(",")):
         name, _, size = part.partition("=")
         if name not in AXES:
-            raise ValueError(f"a mesh has the axes {', '.join(AXES)}, not {name!r}")
+            raise UsageError(f"a mesh has the axes {', '.join(AXES)}, not {name!r}")
         if name in found:
-            raise ValueError(f"the mesh {text!r} names {name} twice")
+            raise UsageError(f"the mesh {text!r} names {name} twice")
         if not (size.isdecimal() and int(size) > 0):
-            raise ValueError(f"{part!r} needs a whole number above 0: {name}=2, say")
+            raise UsageError(f"{part!r} needs a whole number above 0: {name}=2, say")
         found[name] = int(size)
     used = math.prod(found.values())
     if devices % used or ("data" in found and used != devices):
-        raise ValueError(
+        raise UsageError(
             f"the mesh {text!r} has {used} places for {devices} devices; sizes must multiply to "
             f"{devices}, or, where data is left out, divide it"
         )
@@ -87,7 +88,7 @@ def _arranged(shape: tuple[int, ...], devices: list[Any]) -> np.ndarray:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     across = (slices, 1) if shape[0] == slices else (1, slices)
     if shape[0] not in (1, slices) or shape[1] % across[1]:
-        raise ValueError(
+        raise UsageError(
             f"the devices lie in {slices} slices; give the mesh slice={slices}, or a data axis "
             "that they divide"
         )
@@ -102,6 +103,17 @@ def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * leading, BATCH))
 
 
+def check_batch(size: int, mesh: Mesh) -> None:
+    """Raise ValueError where a mesh does not divide a batch."""
+    parts = math.prod(mesh.shape[name] for name in BATCH)
+    if size % parts:
+        raise UsageError(
+            f"batch_size {size} is not divided by the mesh's {parts} parts of a batch ("
+            + ", ".join(f"{name}={mesh.shape[name]}" for name in BATCH)
+            + f"); take a multiple of {parts}, or give sequence or tensor more of the devices"
+        )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Return a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -111,7 +123,7 @@ def parse_rule(text: str) -> Rule:
     """Return a rule from ``"qkv/kernel=fsdp,tensor"``; ``-`` leaves a dimension whole."""
     pattern, equals, axes = text.rpartition("=")
     if not equals or not pattern:
-        raise ValueError(f"a rule is PATTERN=AXIS,AXIS,..., got {text!r}: qkv/kernel=fsdp,tensor")
+        raise UsageError(f"a rule is PATTERN=AXIS,AXIS,..., got {text!r}: qkv/kernel=fsdp,tensor")
     named = [name for name in axes.replace(" ", "").split(",") if name]
     return Rule(pattern, tuple(None if name == "-" else tuple(name.split("+")) for name in named))
 
@@ -143,7 +155,7 @@ def shardings(
     for rule in (*layers[0], *layers[1]):
         _check_axes(rule)
         if not any(re.search(rule.pattern, path) for path in paths):
-            raise ValueError(
+            raise UsageError(
                 f"the rule {rule.pattern!r} finds no leaf of the state; its paths are "
                 f"{', '.join(paths[:5])}{', ...' if len(paths) > 5 else ''}"
             )
@@ -155,7 +167,7 @@ def _check_axes(rule: Rule) -> None:
     """Raise for axes that no mesh has."""
     named = [name for axes in rule.axes for name in _names(axes)]
     if set(named) - set(AXES) or len(named) != len(set(named)):
-        raise ValueError(
+        raise UsageError(
             f"the rule {rule.pattern!r} has the axes {named}; each must be one of "
             f"{', '.join(AXES)}, at most once"
         )
@@ -173,7 +185,7 @@ def _spec(
     for layer in layers:
         found = [rule for rule in layer if re.search(rule.pattern, path)]
         if len(found) > 1:
-            raise ValueError(
+            raise UsageError(
                 f"{path} is found by two rules, {found[0].pattern!r} and {found[1].pattern!r}; "
                 "make one of them longer"
             )
@@ -190,14 +202,14 @@ def _spec(
 def _checked(mesh: Mesh, path: str, shape: tuple[int, ...], rule: Rule) -> PartitionSpec:
     """Return a rule's spec for a leaf that it fits."""
     if len(rule.axes) > len(shape):
-        raise ValueError(
+        raise UsageError(
             f"the rule {rule.pattern!r} has {len(rule.axes)} dimensions, {path} has {len(shape)}"
         )
     for size, axes in zip(shape, rule.axes, strict=False):
         names = _names(axes)
         parts = math.prod(mesh.shape[name] for name in names)
         if size % parts:
-            raise ValueError(
+            raise UsageError(
                 f"{path} has shape {shape}, of which {size} is not divided by {'+'.join(names)} of "
                 f"size {parts}; choose another mesh or override the rule {rule.pattern!r}"
             )

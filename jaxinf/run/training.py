@@ -1,6 +1,7 @@
 """The training loop and the evaluations, compiled once for one seed or for several."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,11 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 from jaxtyping import Key as Keys
 
+from jaxinf.run.checkpoints import Checkpoints
 from jaxinf.run.experiment import Experiment
 from jaxinf.run.ledger import Ledger, flatten
+from jaxinf.run.mesh import Rule, batch_sharding, replicated, shardings
 from jaxinf.run.metrics import Metrics
 from jaxinf.run.progress import bar
 
@@ -24,46 +28,82 @@ def make_key(seed: int, seeds: int) -> Keys[Array, "..."]:
     return jax.vmap(jax.random.key)(jnp.arange(seed, seed + seeds))
 
 
-def streams(key: Keys[Array, "..."]) -> Keys[Array, "3 ..."]:
+def streams(seed: int, seeds: int, mesh: Mesh) -> tuple[Keys[Array, "..."], ...]:
     """The keys for ``init``, for the steps and for the evaluations, of every seed."""
-    return jnp.vectorize(lambda one: jax.random.split(one, 3), signature="()->(n)")(key).T
+
+    def split() -> tuple[Any, ...]:
+        many = jnp.vectorize(lambda one: jax.random.split(one, 3), signature="()->(n)")
+        return tuple(many(make_key(seed, seeds)).T)
+
+    return jax.jit(split, out_shardings=replicated(mesh))()
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """The mesh, and the rules that place the state on it."""
+
+    mesh: Mesh
+    overrides: tuple[Rule, ...] = ()
+
+    def state(self, experiment: Experiment, seeds: int) -> Any:
+        """The shape, dtype and sharding of every leaf of the state."""
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        one = jax.eval_shape(experiment.init, key)
+        where = shardings(self.mesh, one, experiment.rules, self.overrides)
+
+        def form(leaf: Any, place: NamedSharding) -> Any:
+            shape, spec = leaf.shape, place.spec
+            if seeds > 1:
+                shape, spec = (seeds, *shape), PartitionSpec(None, *spec)
+            return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=NamedSharding(self.mesh, spec))
+
+        return jax.tree.map(form, one, where)
 
 
 def train(
-    ledger: Ledger, experiment: Experiment, keys: Keys[Array, "3 ..."], seed: int, profile: bool
+    ledger: Ledger,
+    experiment: Experiment,
+    key: Keys[Array, "..."],
+    seed: int,
+    place: Place,
+    checkpoints: Checkpoints,
+    profile: bool,
 ) -> None:
-    """Train, leaving the state in the ledger after every step.
+    """Train from the state that the ledger holds, leaving the state there after every step.
 
     Args:
       ledger: where state, metrics and timings go.
       experiment: what is trained.
-      keys: from :func:`streams`.
+      key: the steps' stream.
       seed: the first seed.
+      place: where the state and the batches lie.
+      checkpoints: what saves the state.
       profile: whether steps 10 to 20 are traced.
     """
+    first, mesh = ledger.step, place.mesh
+    if first >= experiment.steps:
+        return
+    batch = _feed(experiment, seed, ledger.seeds, first, mesh)
     start = time.monotonic()
-    init = jax.vmap(experiment.init) if ledger.seeds > 1 else experiment.init
-    ledger.state = jax.block_until_ready(jax.jit(init)(keys[0]))
-    ledger.timings["init"] = time.monotonic() - start
-
-    batch = _feed(experiment, seed, ledger.seeds, 0)
-    start = time.monotonic()
-    step = compile_step(experiment, ledger.seeds, keys[1], ledger.state, batch)
+    step = compile_step(experiment, ledger.seeds, key, ledger.state, batch, mesh)
     ledger.timings["compile"] = time.monotonic() - start
 
     start = time.monotonic()
     metrics = Metrics(ledger, experiment, seed)
     tracer = _tracer(ledger, experiment.steps) if profile else lambda index: None
+    count = jax.jit(lambda: jnp.uint32(first), out_shardings=replicated(mesh))()
     try:
-        with bar(experiment.steps, "train") as advance:
-            for index in range(experiment.steps):
+        with bar(experiment.steps - first, "train") as advance:
+            for index in range(first, experiment.steps):
                 tracer(index)
-                ledger.state, newest = step(keys[1], np.uint32(index), ledger.state, batch)
+                with jax.transfer_guard("disallow"):
+                    count, ledger.state, newest = step(key, count, ledger.state, batch)
                 ledger.step = index + 1
                 metrics.add(index, newest)
                 if index + 1 < experiment.steps:
-                    batch = _feed(experiment, seed, ledger.seeds, index + 1)
+                    batch = _feed(experiment, seed, ledger.seeds, index + 1, mesh)
                 advance(metrics.update())
+                checkpoints.after(index + 1, ledger.state, metrics.flush)
             jax.block_until_ready(ledger.state)
         metrics.flush()
     except (Exception, KeyboardInterrupt):
@@ -76,10 +116,19 @@ def train(
         ledger.timings["train"] = time.monotonic() - start
 
 
+def start_state(ledger: Ledger, experiment: Experiment, key: Keys[Array, "..."], form: Any) -> None:
+    """Make the first state, on its devices from the start."""
+    init = jax.vmap(experiment.init) if ledger.seeds > 1 else experiment.init
+    where = jax.tree.map(lambda leaf: leaf.sharding, form)
+    ledger.state = jax.block_until_ready(jax.jit(init, out_shardings=where)(key))
+
+
 def compile_step(
-    experiment: Experiment, seeds: int, key: Keys[Array, "..."], state: Any, batch: Any
-) -> Callable[..., tuple[Any, dict[str, Any]]]:
-    """Compile ``(key, index, state, batch) -> (state, metrics)``; the state is donated.
+    experiment: Experiment, seeds: int, key: Any, state: Any, batch: Any, mesh: Mesh
+) -> Callable[..., tuple[Any, Any, dict[str, Any]]]:
+    """Compile ``(key, index, state, batch) -> (index + 1, state, metrics)``; the state is donated.
+
+    The arguments lie where they are wanted on the mesh; shapes with shardings serve as well.
 
     Raises:
       TypeError: if a step changes the state's structure, shapes or dtypes.
@@ -90,25 +139,37 @@ def compile_step(
         return experiment.step(jax.random.fold_in(key, index), state, batch)
 
     many = jax.vmap(step, in_axes=(0, None, 0, 0)) if seeds > 1 else step
-    traced = jax.jit(many, donate_argnums=2).trace(key, np.uint32(0), state, batch)
-    out = traced.out_info
+
+    def counted(key: Any, index: Any, state: Any, batch: Any) -> Any:
+        out = many(key, index, state, batch)
+        _check_step(state, out, () if seeds == 1 else (seeds,))
+        return index + 1, *out
+
+    where, whole = jax.tree.map(lambda leaf: leaf.sharding, state), replicated(mesh)
+    index = jax.ShapeDtypeStruct((), jnp.uint32, sharding=whole)
+    step_of = jax.jit(counted, donate_argnums=2, out_shardings=(whole, where, whole))
+    with jax.set_mesh(mesh):
+        return step_of.lower(key, index, state, batch).compile()
+
+
+def _check_step(state: Any, out: Any, shape: tuple[int, ...]) -> None:
+    """Raise unless a step returns its state's form, and metrics of a shape."""
     if not (isinstance(out, tuple) and len(out) == 2):
         raise TypeError(f"step must return (state, metrics), got {type(out).__name__}.")
     _same_form(state, out[0])
-    shape = () if seeds == 1 else (seeds,)
     if not isinstance(out[1], dict):
         raise TypeError(f'metrics must be a dict, got {out[1]!r}. Return {{"loss": loss}}.')
     for name, value in out[1].items():
-        if getattr(value, "shape", None) != shape:
+        leaf = jax.tree_util.treedef_is_leaf(jax.tree.structure(value))
+        if not leaf or jnp.shape(value) != shape:
             raise ValueError(
                 f"metrics must be a flat dict of arrays of shape (), got {name!r}: {value}. "
                 "Take its mean, or leave it to an evaluation."
             )
-    return traced.lower().compile()
 
 
 def evaluations(
-    experiment: Experiment, ledger: Ledger, key: Keys[Array, "..."]
+    experiment: Experiment, ledger: Ledger, key: Keys[Array, "..."], mesh: Mesh
 ) -> Iterator[tuple[str, Any]]:
     """Run the evaluations one by one; what one of them raises is recorded in the ledger."""
     with bar(len(experiment.evaluate), "evaluate") as advance:
@@ -116,7 +177,9 @@ def evaluations(
             start = time.monotonic()
             try:
                 many = jax.vmap(function) if ledger.seeds > 1 else function
-                result = jax.block_until_ready(jax.jit(many)(key, ledger.state))
+                with jax.set_mesh(mesh):
+                    one = jax.jit(many, out_shardings=replicated(mesh))
+                    result = jax.block_until_ready(one(key, ledger.state))
             except Exception as error:
                 ledger.fail(f"evaluation {name}", error)
             else:
@@ -125,15 +188,29 @@ def evaluations(
             advance(name)
 
 
-def _feed(experiment: Experiment, seed: int, seeds: int, step: int) -> Any:
-    """The batches of a step for every seed, checked and on their way to the device."""
-    index = np.arange(experiment.batch_size)
+def _feed(experiment: Experiment, seed: int, seeds: int, step: int, mesh: Mesh) -> Any:
+    """The batches of a step for every seed, checked and on their way to the devices.
+
+    A process makes only the rows that its own devices hold.
+    """
+    leading, size = (0 if seeds == 1 else 1), experiment.batch_size
+    where = batch_sharding(mesh, leading)
+    parts: Any = where.addressable_devices_indices_map((seeds, size)[1 - leading :])
+    starts = {part[leading].indices(size)[:2] for part in parts.values()}
+    index = np.concatenate([np.arange(*one) for one in sorted(starts)])
     batches = [experiment.batch(seed + offset, step, index) for offset in range(seeds)]
     for offset, batch in enumerate(batches):
         for name, leaf in flatten(batch):
             _check_leaf(np.asarray(leaf), name or "array", step, seed + offset, len(index))
     stacked = jax.tree.map(lambda *rows: np.stack(rows), *batches) if seeds > 1 else batches[0]
-    return jax.device_put(stacked)
+    if len(index) == size:
+        return jax.device_put(stacked, where)
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(
+            where, leaf, (*leaf.shape[:leading], size, *leaf.shape[leading + 1 :])
+        ),
+        stacked,
+    )
 
 
 def _check_leaf(leaf: np.ndarray, name: str, step: int, seed: int, rows: int) -> None:

@@ -61,7 +61,7 @@ def build(config):
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path.copy())
-    (tmp_path / "beside.py").write_text("ROWS = 3\n")
+    (tmp_path / "beside.py").write_text("ROWS = 8\n")
     (tmp_path / "small.py").write_text(FILE)
     yield tmp_path
     sys.modules.pop("beside", None)

@@ -88,7 +88,7 @@ def test_a_batch_of_another_length(tmp_path, rows):
     def short(seed, step, index):
         return batch(seed, step, index[:rows])
 
-    with pytest.raises(ValueError, match=rf"'x' of step 0.*\({rows}, 3\), but 4 rows"):
+    with pytest.raises(ValueError, match=rf"'x' of step 0.*\({rows}, 3\), but 8 rows"):
         go(tiny(batch=short), tmp_path)
 
 
@@ -181,7 +181,8 @@ def full_disk(directory):
     """An init that puts a full device in the place of the metrics' file."""
 
     def start(key):
-        os.symlink("/dev/full", only(directory) / "metrics.jsonl")
+        if (directory / "tiny").is_dir():  # not where only its form is asked for
+            os.symlink("/dev/full", only(directory) / "metrics.jsonl")
         return init(key)
 
     return start
@@ -212,7 +213,8 @@ def test_a_state_that_cannot_be_written_goes_elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(fallback))
 
     def taken(key):
-        (only(tmp_path / "runs") / "state").mkdir()  # the checkpointer overwrites nothing
+        if (tmp_path / "runs").is_dir():  # not where only its form is asked for
+            (only(tmp_path / "runs") / "state").mkdir()  # the checkpointer overwrites nothing
         return init(key)
 
     with pytest.raises(RunError, match="incomplete: state: ValueError"):

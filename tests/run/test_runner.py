@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 import sys
@@ -111,11 +112,11 @@ def test_metrics_are_fetched_late_and_once_a_line(tmp_path, monkeypatch):
     compiled, get = training.compile_step, jax.device_get
 
     def compile_step(*arguments):
-        inner = compiled(*arguments)
+        inner, steps = compiled(*arguments), itertools.count()
 
         def recorded(key, index, state, batch):
             out = inner(key, index, state, batch)
-            events.append(("dispatch", int(index)))
+            events.append(("dispatch", next(steps)))
             return out
 
         return recorded
@@ -171,7 +172,10 @@ def test_tensorboard_is_said(tmp_path, monkeypatch):
 
 
 def test_runs_never_share_a_folder(tmp_path):
-    folders = {fresh(tmp_path, "tiny").path for _ in range(3)}
+    found = [fresh(tmp_path, "tiny") for _ in range(3)]
+    folders = {folder.path for folder in found}
+    for folder in found:
+        folder.release()
     assert len(folders) == 3
     assert all(folder.is_dir() for folder in folders)
     (tmp_path / "taken").write_text("")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from jaxinf.run import Experiment, run
 
-ROWS = 4
+ROWS = 8
 
 
 def batch(seed, step, index):
