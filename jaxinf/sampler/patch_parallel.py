@@ -51,11 +51,8 @@ class Displaced:
 
     def init(self, x: Array) -> DisplacedState:
         """Return the state at the start, with a context that the first step does not read."""
-        x = _by_rows(x)
         zero = carry(x, 0.0)
-        blank = [
-            _by_rows(jnp.broadcast_to(zero.astype(one.dtype), one.shape)) for one in self.shapes
-        ]
+        blank = [jnp.broadcast_to(zero.astype(one.dtype), one.shape) for one in self.shapes]
         return DisplacedState(x, self.stepper.init(x), jax.tree.unflatten(self.structure, blank))
 
     def table(self, times: Array) -> tuple[Array, Any]:
@@ -181,11 +178,6 @@ def patch_parallel(
     shapes, structure = jax.tree.flatten(jax.eval_shape(first, divided, example, t, one_cond)[1])
     shapes = tuple(jax.ShapeDtypeStruct(one.shape, one.dtype) for one in shapes)
     return Displaced(stepper, synchronous, structure, shapes), divided
-
-
-def _by_rows(x: Array) -> Array:
-    """Lay an array's leading axis over the mesh axis."""
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(AXIS))
 
 
 def _check(denoiser: Any, x: Array, cond: PyTree, synchronous: int) -> None:
