@@ -1,6 +1,7 @@
 """What every room stands on: records, types, exact laws, noise, traces and the drivers' parts."""
 
 from jaxinf.core.arithmetic import divide, root
+from jaxinf.core.band import Band
 from jaxinf.core.brownian import Brownian, BrownianPath, brownian
 from jaxinf.core.checks import check_batch, check_key
 from jaxinf.core.covariance import Covariance, Dense, Diagonal, add, dense, white
@@ -15,6 +16,7 @@ from jaxinf.core.types import Key, Leaf, PyTree, Scalar
 __all__ = [
     "AXES",
     "BATCH",
+    "Band",
     "Brownian",
     "BrownianPath",
     "Covariance",

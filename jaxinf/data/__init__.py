@@ -3,12 +3,14 @@
 Images come with scikit-learn and stay on the host as NumPy arrays of whole-numbered levels; what
 a training step sees is chosen by pure functions of seed, step and position, so that a run can be
 resumed at any step and shared by any number of hosts. :func:`dequantise` makes levels into real
-numbers in [-1, 1] under ``jit``, :func:`quantise` turns them back.
+numbers in [-1, 1] under ``jit``, :func:`quantise` turns them back. Data that do not fit into memory
+are read by :func:`from_grain`.
 """
 
 from jaxinf.data.digits import Dataset, Labelled, digits
 from jaxinf.data.photographs import Photographs, patches, photographs, tiles
 from jaxinf.data.quantise import dequantise, quantise
+from jaxinf.data.random_access import from_grain
 from jaxinf.data.shuffle import rows
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "Photographs",
     "dequantise",
     "digits",
+    "from_grain",
     "patches",
     "photographs",
     "quantise",

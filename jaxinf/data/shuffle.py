@@ -42,19 +42,26 @@ def rows(
       ``train.x[rows(0, step, np.arange(128), batch=128, examples=len(train.x))]``
     """
     seed, step, batch, examples = map(integer, (seed, step, batch, examples))
-    if seed < 0 or step < 0:
-        raise ValueError(f"seed and step must not be negative, got seed {seed} and step {step}.")
     if batch < 1 or examples < 1:
         raise ValueError(f"batch and examples must be at least 1, got {batch} and {examples}.")
+    epoch, place = np.divmod(positions(seed, step, index, batch=batch), examples)
+    chosen = np.empty_like(epoch)
+    for number in np.unique(epoch):
+        here = epoch == number
+        chosen[here] = _permutation(seed, int(number), examples)[place[here]]
+    return chosen
+
+
+def positions(
+    seed: int, step: int, index: Int[np.ndarray, " b"], *, batch: int
+) -> Int64[np.ndarray, " b"]:
+    """Return ``step * batch + index``, once seed, step and index are known to be right."""
+    if seed < 0 or step < 0:
+        raise ValueError(f"seed and step must not be negative, got seed {seed} and step {step}.")
     index = np.asarray(index, np.int64)
     if index.size and not (index.min() >= 0 and index.max() < batch):
         raise ValueError(
             f"index must hold positions in [0, {batch}), got {index.min()} to {index.max()}. "
             "Pass positions within the global batch; step counts the batches."
         )
-    epoch, place = np.divmod(step * batch + index, examples)
-    chosen = np.empty_like(index)
-    for number in np.unique(epoch):
-        here = epoch == number
-        chosen[here] = _permutation(seed, int(number), examples)[place[here]]
-    return chosen
+    return step * batch + index

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
-from jaxinf.core import check_key
+from jaxinf.core import Band, check_key
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,11 @@ class Network:
       apply: ``apply(params, x, t, cond=None) -> array`` of ``x``'s shape and dtype. ``t`` is the
         noise level, a scalar of about [-2.5, 2.5] (a quarter of the log of noise over signal).
         ``cond`` is ``None``, or a class in ``[0, classes]``, of which the last, ``classes``
-        itself, means "no class" and serves classifier-free guidance.
+        itself, means "no class" and serves classifier-free guidance. A network that can work on a
+        band of an example's rows has ``apply.on_band(params, x, t, cond, band, context) -> (array,
+        context)``: ``band`` is a ``core.Band``, which fetches of the other bands what a layer
+        needs, and ``context`` what each layer let them see at the last step, with the band's
+        tokens as leading axis; empty, ``{}``, at the first.
     """
 
     init: Callable[..., PyTree]
@@ -76,6 +80,25 @@ class _Apply:
         return like(self.module.apply({"params": params}, x, t, cond), x, self.module)
 
 
+@dataclass(frozen=True)
+class _ApplyOnBands:
+    """``apply`` of a linen module that takes a band and keeps the collection ``context``."""
+
+    module: nn.Module
+
+    def __call__(self, params: PyTree, x: Any, t: Any, cond: Any = None) -> jax.Array:
+        """The module's output at ``x``, in ``x``'s dtype."""
+        return _Apply(self.module)(params, x, t, cond)
+
+    def on_band(
+        self, params: PyTree, x: Any, t: Any, cond: Any, band: Band, context: PyTree
+    ) -> tuple[jax.Array, PyTree]:
+        """The output at a band's ``x``, and what this step's layers let the other bands see."""
+        variables = {"params": params, "context": context}
+        output, new = self.module.apply(variables, x, t, cond, band, mutable=["context"])
+        return like(output, x, self.module), new["context"]
+
+
 @jax.jit(static_argnums=0)
 def _init(module: nn.Module, key: Any, x: Any, cond: Any) -> PyTree:
     """The parameters of a module that has nothing else."""
@@ -106,6 +129,11 @@ def deviation(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax
 def drawn(module: nn.Module) -> Network:
     """A network from a module whose initialisers give standard deviations instead of draws."""
     return Network(_Draw(module), _Apply(module))
+
+
+def drawn_on_bands(module: nn.Module) -> Network:
+    """As :func:`drawn`, of a module that works on bands too."""
+    return Network(_Draw(module), _ApplyOnBands(module))
 
 
 def like(output: Any, x: jax.Array, module: Any) -> jax.Array:

@@ -10,8 +10,9 @@ from flax import linen as nn
 from jaxinf_kernels.attention import attention
 from jaxtyping import Array, Float
 
+from jaxinf.core import Band
 from jaxinf.nets.embedding import Embedding, check_image, check_sizes
-from jaxinf.nets.network import Network, deviation, drawn
+from jaxinf.nets.network import Network, deviation, drawn_on_bands
 
 
 class _Linear(nn.Module):
@@ -46,13 +47,18 @@ class _Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, embedding: jax.Array, band: Band | None) -> jax.Array:
         tokens, width = x.shape
         modulation = _Linear(6 * width, jnp.matmul, self.dtype, zero=True, name="modulate")
         parts = jnp.split(modulation(nn.silu(embedding)[None]), 6, axis=-1)
         h = _modulated(x, parts[0], parts[1], self.dtype)
         qkv = _Linear(3 * width, self.matmul, self.dtype, name="qkv")(h)
         q, k, v = jnp.moveaxis(qkv.reshape(tokens, 3, self.heads, -1), 1, 0)
+        if band is not None:
+            fresh = jnp.stack([k, v], axis=1)
+            last = self.variable("context", "kv", jnp.zeros_like, fresh)
+            k, v = jnp.moveaxis(band.whole(fresh, last.value), 1, 0)
+            last.value = fresh
         h = self.attend(q, k, v).reshape(tokens, width)
         x = x + parts[2] * _Linear(width, self.matmul, self.dtype, name="out")(h)
         h = _modulated(x, parts[3], parts[4], self.dtype)
@@ -74,7 +80,7 @@ class _Transformer(nn.Module):
     remat: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array, t: Any, cond: Any) -> jax.Array:
+    def __call__(self, x: jax.Array, t: Any, cond: Any, band: Band | None = None) -> jax.Array:
         check_image(x, self.patch)
         height, width, channels = x.shape
         rows, columns, p = height // self.patch, width // self.patch, self.patch
@@ -83,14 +89,22 @@ class _Transformer(nn.Module):
         tokens = x.reshape(rows, p, columns, p, channels).swapaxes(1, 2)
         tokens = tokens.reshape(rows * columns, p * p * channels)
         h = _Linear(self.width, jnp.matmul, self.dtype, name="stem")(tokens)
-        h = h + positions(rows, columns, self.width).astype(self.dtype)
+        h = h + _places(rows, columns, self.width, band).astype(self.dtype)
         for i in range(self.depth):
-            h = block(self.heads, self.attend, self.matmul, self.dtype, name=f"block_{i}")(h, e)
+            layer = block(self.heads, self.attend, self.matmul, self.dtype, name=f"block_{i}")
+            h = layer(h, e, band)
         modulation = _Linear(2 * self.width, jnp.matmul, self.dtype, zero=True, name="modulate")
         shift, scale = jnp.split(modulation(nn.silu(e)[None]), 2, axis=-1)
         last = _Linear(p * p * channels, jnp.matmul, self.dtype, zero=True, name="last")
         h = last(_modulated(h, shift, scale, self.dtype))
         return h.reshape(rows, columns, p, p, channels).swapaxes(1, 2).reshape(x.shape)
+
+
+def _places(rows: int, columns: int, width: int, band: Band | None) -> jax.Array:
+    """Return the positions of the image's tokens, those of a band among the whole image's."""
+    if band is None:
+        return positions(rows, columns, width)
+    return band.own(positions(rows * jax.lax.axis_size(band.axis), columns, width))
 
 
 def positions(rows: int, columns: int, width: int) -> Float[Array, "{rows*columns} {width}"]:
@@ -125,7 +139,8 @@ def transformer(
       patch: side of the square of pixels that makes one token.
       classes: how many classes ``cond`` can name; class ``classes`` means none. ``None`` for a
         network without.
-      attend: ``(q, k, v) -> out`` on arrays [tokens, heads, width / heads], in every block.
+      attend: ``(q, k, v) -> out`` on arrays [tokens, heads, width / heads], in every block. On a
+        band of an image (see ``Network.apply``) k and v are the whole image's, q the band's.
       matmul: ``(x, w) -> y`` with x [tokens, a] and w [a, b], for the four products of a block;
         low-bit formats go here.
       dtype: of the computation; parameters are float32 and so are normalisation statistics and,
@@ -133,7 +148,7 @@ def transformer(
       remat: recompute the blocks in reverse mode instead of storing them.
 
     Returns:
-      A :class:`Network` whose ``apply`` takes one image.
+      A :class:`Network` whose ``apply`` takes one image, and ``apply.on_band`` a band of one.
 
     Raises:
       ValueError: when a size is not positive or the heads do not divide the width; at trace time
@@ -148,4 +163,6 @@ def transformer(
         raise ValueError(
             f"width must be a multiple of heads and of 4, got width {width} with {heads} heads."
         )
-    return drawn(_Transformer(width, depth, heads, patch, classes, attend, matmul, dtype, remat))
+    return drawn_on_bands(
+        _Transformer(width, depth, heads, patch, classes, attend, matmul, dtype, remat)
+    )

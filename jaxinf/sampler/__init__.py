@@ -29,6 +29,7 @@ from jaxinf.sampler.gaussian_start import gaussian_start, moments
 from jaxinf.sampler.heun import Heun, heun
 from jaxinf.sampler.langevin import predictor_corrector
 from jaxinf.sampler.optimise_plan import OptimisedPlan, optimise_plan, squared_error
+from jaxinf.sampler.patch_parallel import patch_parallel
 from jaxinf.sampler.plan import Plan, karras, plan, uniform
 from jaxinf.sampler.plans import cosine, polynomial, trailing, uniform_log_snr
 from jaxinf.sampler.restart import restart
@@ -97,6 +98,7 @@ __all__ = [
     "moments",
     "noise_level",
     "optimise_plan",
+    "patch_parallel",
     "plan",
     "polynomial",
     "predictor_corrector",

@@ -173,14 +173,15 @@ def _step(
         make = Independent if noise is None else noise.at
         increments = make(key, i, index, shape, dtype)
 
-        def denoise(x: Array, t: Array) -> Array:
-            clean = denoiser(x, t, cond)
+        def denoise(x: Array, t: Array, *context: Any) -> Any:
+            out = denoiser(x, t, cond, *context)
+            clean = out[0] if context else out
             if clean.shape[: len(shape)] != shape:
                 raise ValueError(
                     f"the denoiser must return the example's shape {shape}, it returned "
                     f"{clean.shape}; it is called for one example, without a batch axis"
                 )
-            return clean
+            return out
 
         def back() -> tuple[Any, Any]:
             new, info = advance(stepper, denoise, increments, state, t, s, row)

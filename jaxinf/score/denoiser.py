@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxinf.core import Leaf, PyTree, Scalar, record, static
+from jaxinf.core import Band, Leaf, PyTree, Scalar, record, static
 from jaxinf.process import Gaussian, Prediction
 from jaxinf.process.prediction import check_informative
 
@@ -37,11 +37,7 @@ class Network:
 
     def output(self, x: Array, t: Scalar, cond: PyTree = None) -> Array:
         """Return what the network predicts, ``predicts`` at (x, t)."""
-        process, d = self.process, self.predicts.data_scale
-        alpha, sigma = process.alpha(t), process.sigma(t)
-        power = jnp.square(alpha * d) + jnp.square(sigma)
-        scaled = (x * jax.lax.rsqrt(power)).astype(x.dtype)
-        out = self.apply(self.params, scaled, noise_level(process, t).astype(x.dtype), cond)
+        out = self.apply(self.params, *self._inputs(x, t), cond)
         if out.shape != x.shape:
             raise ValueError(
                 f"the network must return the example's shape {x.shape}, it returned {out.shape}; "
@@ -51,7 +47,30 @@ class Network:
 
     def __call__(self, x: Array, t: Scalar, cond: PyTree = None) -> Array:
         """Return the mean of the clean example."""
-        output = self.output(x, t, cond)
+        return self._clean(x, t, self.output(x, t, cond))
+
+    def on_band(
+        self, x: Array, t: Scalar, cond: PyTree, band: Band, context: PyTree
+    ) -> tuple[Array, PyTree]:
+        """Return the mean of a band of the clean example, and the network's context."""
+        if not hasattr(self.apply, "on_band"):
+            raise TypeError(
+                "this network works on whole examples alone: its apply has no on_band(params, x, "
+                "t, cond, band, context) -> (out, context); nets.transformer's has"
+            )
+        out, context = self.apply.on_band(self.params, *self._inputs(x, t), cond, band, context)
+        return self._clean(x, t, out), context
+
+    def _inputs(self, x: Array, t: Scalar) -> tuple[Array, Array]:
+        """Return the example at unit scale, and the noise level."""
+        process, d = self.process, self.predicts.data_scale
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        power = jnp.square(alpha * d) + jnp.square(sigma)
+        scaled = (x * jax.lax.rsqrt(power)).astype(x.dtype)
+        return scaled, noise_level(process, t).astype(x.dtype)
+
+    def _clean(self, x: Array, t: Scalar, output: Array) -> Array:
+        """Return the clean example from the network's output."""
         return self.predicts.decode(self.process, t, x, output)[0].astype(x.dtype)
 
 

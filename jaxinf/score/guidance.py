@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxinf.core import Leaf, PyTree, Scalar, is_concrete, record
+from jaxinf.core import Band, Leaf, PyTree, Scalar, is_concrete, record
 from jaxinf.process import Prediction, convert, v, x0
 from jaxinf.score.denoiser import Denoiser, _check_null
 
@@ -29,11 +29,34 @@ class Guided:
 
     def __call__(self, x: Array, t: Scalar, cond: PyTree = None) -> Array:
         """Return the guided prediction of the clean example."""
+        call = jax.vmap(self.denoiser, (None, None, 0))
+        return self._guide(x, t, *call(x, t, self._both(cond)))
+
+    def on_band(
+        self, x: Array, t: Scalar, cond: PyTree, band: Band, context: PyTree
+    ) -> tuple[Array, PyTree]:
+        """Return a band of the guided prediction, and both calls' context behind its leading axis.
+
+        See ``sampler.patch_parallel``.
+        """
+        if self.rescale is not None:
+            raise ValueError(
+                "rescale compares standard deviations over an example, of which a band is a part; "
+                "pass rescale=None"
+            )
+        call = jax.vmap(self.denoiser.on_band, (None, None, 0, None, 1), (0, 1))
+        predictions, context = call(x, t, self._both(cond), band, context)
+        return self._guide(x, t, *predictions), context
+
+    def _both(self, cond: PyTree) -> PyTree:
+        """Return the condition and none along a leading axis."""
         _check_null(cond, self.null)
-        both = jax.tree.map(
+        return jax.tree.map(
             lambda a, b: jnp.stack([a, jnp.asarray(b, jnp.result_type(a))]), cond, self.null
         )
-        with_cond, without = jax.vmap(self.denoiser, (None, None, 0))(x, t, both)
+
+    def _guide(self, x: Array, t: Scalar, with_cond: Array, without: Array) -> Array:
+        """Return the guided prediction from the two."""
         guided = without + self.scale * (with_cond - without)
         if self.rescale is not None:
             guided = self._rescaled(x, t, with_cond, guided)
