@@ -14,7 +14,7 @@ from jaxinf.run.progress import progress
 if TYPE_CHECKING:
     from jaxinf.run.experiment import Experiment, Study, check
     from jaxinf.run.ledger import RunError
-    from jaxinf.run.mesh import Rule
+    from jaxinf.run.mesh import Rule, make_mesh
     from jaxinf.run.runner import run
     from jaxinf.run.setting import Setting
 
@@ -22,13 +22,24 @@ _HOMES = {
     "Experiment": "experiment",
     "Study": "experiment",
     "check": "experiment",
+    "make_mesh": "mesh",
     "Rule": "mesh",
     "RunError": "ledger",
     "Setting": "setting",
     "run": "runner",
 }
 
-__all__ = ["Experiment", "Rule", "RunError", "Setting", "Study", "check", "progress", "run"]
+__all__ = [
+    "Experiment",
+    "Rule",
+    "RunError",
+    "Setting",
+    "Study",
+    "check",
+    "make_mesh",
+    "progress",
+    "run",
+]
 
 
 def __getattr__(name: str) -> Any:

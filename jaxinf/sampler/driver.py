@@ -1,5 +1,6 @@
 """The driver: one scan over a plan, compiled once for records of the same structure."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +16,6 @@ from jaxinf.core import (
     PyTree,
     check_batch,
     check_key,
-    concretely,
     is_concrete,
     spread,
 )
@@ -232,8 +232,14 @@ def host_table(stepper: AnyStepper, plan: Plan) -> Any:
     if not isinstance(stepper, Tabulated):
         return None
     host = jax.tree.map(np.asarray, (stepper, plan.times))
-    with concretely(), jax.enable_x64(True), jax.default_device("cpu"):
-        return jax.tree.map(np.asarray, _table(host[0], host[1].astype(np.float64)))
+
+    def make() -> Any:
+        with jax.enable_x64(True), jax.default_device("cpu"):
+            return jax.tree.map(np.asarray, _table(host[0], host[1].astype(np.float64)))
+
+    # in a thread, where nothing is being traced and no mesh is in force, which would win over "cpu"
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(make).result()
 
 
 def narrowed(rows: Any, dtype: Any) -> Any:
