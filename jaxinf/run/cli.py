@@ -1,4 +1,4 @@
-"""The command line: ``jaxinf run``, ``jaxinf new``, ``jaxinf reproduce``."""
+"""The command line: ``jaxinf run``, ``plan``, ``new`` and ``reproduce``."""
 
 import argparse
 import os
@@ -54,6 +54,17 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     run.set_defaults(command=_run)
 
+    plan = commands.add_parser(
+        "plan",
+        help="compile an experiment's step for a pod that need not be there",
+        usage="jaxinf plan FILE --topology v5p:4x4x4 [...] [--mesh fsdp=64] [--field value ...]",
+        description="Estimate memory, operations, collectives and bounds of an experiment's step. "
+        "`jaxinf plan FILE --help` lists all options.",
+    )
+    plan.add_argument("file", metavar="FILE", help="a .py file, or a name under experiments/")
+    plan.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    plan.set_defaults(command=_plan)
+
     new = commands.add_parser("new", help="write a starting experiment file")
     new.add_argument("name", metavar="NAME", help="the file to write, .py or not")
     new.set_defaults(command=_new)
@@ -70,6 +81,14 @@ def _run(arguments: argparse.Namespace) -> int:
     from jaxinf.run.load import run_file
 
     return run_file(arguments.file, arguments.rest)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    """``jaxinf plan``."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # compilers are asked, devices are not
+    from jaxinf.run.planner import plan_file
+
+    return plan_file(arguments.file, arguments.rest)
 
 
 def _new(arguments: argparse.Namespace) -> int:

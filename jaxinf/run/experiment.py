@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxinf.core import Key, PyTree
+from jaxinf.run.mesh import Rule
 
 
 def _nothing(arrays: dict[str, Any]) -> str:
@@ -33,6 +34,8 @@ class Experiment:
       steps: how many steps to train, at least 1.
       batch_size: rows of the global batch, at least 1.
       notes: ``{name: arrays} -> markdown`` that is put into the report, a table say.
+      rules: which axes of a mesh divide which leaves of the state; see
+        :func:`jaxinf.run.mesh.shardings` for those that no rule finds.
     """
 
     init: Callable[[Key], PyTree]
@@ -43,6 +46,7 @@ class Experiment:
     steps: int
     batch_size: int
     notes: Callable[[dict[str, Any]], str] = _nothing
+    rules: tuple[Rule, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,6 +91,12 @@ def check(experiment: Experiment | Study) -> None:
         raise TypeError(
             f"{kind}.evaluate must map names to functions, got {experiment.evaluate!r}. "
             'Write evaluate={"samples": samples}.'
+        )
+    rules = experiment.rules
+    if not (isinstance(rules, tuple) and all(isinstance(rule, Rule) for rule in rules)):
+        raise TypeError(
+            f"{kind}.rules must be a tuple of rules, got {rules!r}. "
+            'Write rules=(Rule("qkv/kernel", ("fsdp", "tensor")),).'
         )
     for name, function in experiment.evaluate.items():
         if not (isinstance(name, str) and re.fullmatch(r"[\w-]+", name)):

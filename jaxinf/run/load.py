@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from jaxinf.run.cli import UsageError, find
 
@@ -29,21 +29,14 @@ class Options:
 
 def run_file(file: str, rest: list[str]) -> int:
     """Run an experiment file with the arguments that follow it; the exit status."""
-    path = _locate(file)
-    module = _load(path)
-    config_class = _config_class(module, path)
-    config, options = _parse(config_class, module, file, rest)
-    experiment = module.build(config)
+    source = read(file)
+    path, module = source.path, source.module
+    config, options = parse(source, rest)
 
-    from jaxinf.run.experiment import Experiment, Study
     from jaxinf.run.ledger import RunError
     from jaxinf.run.runner import run
 
-    if not isinstance(experiment, Experiment | Study):
-        raise UsageError(
-            f"build(config) in {path} must return a jaxinf.run.Experiment or a jaxinf.run.Study, "
-            f"it returned {type(experiment).__name__}."
-        )
+    experiment = build(source, config)
     try:
         run(
             experiment,
@@ -61,6 +54,36 @@ def run_file(file: str, rest: list[str]) -> int:
         print(f"jaxinf: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+class Source(NamedTuple):
+    """An experiment's file, imported."""
+
+    file: str
+    path: Path
+    module: ModuleType
+    config: type
+
+
+def read(file: str, options: type = Options) -> Source:
+    """Import an experiment's file, and check its Config against a command's options."""
+    path = _locate(file)
+    module = _load(path)
+    return Source(file, path, module, _config_class(module, path, options))
+
+
+def build(source: Source, config: Any) -> Any:
+    """What a file's build makes of a configuration, an Experiment or a Study."""
+    experiment = source.module.build(config)
+
+    from jaxinf.run.experiment import Experiment, Study
+
+    if not isinstance(experiment, Experiment | Study):
+        raise UsageError(
+            f"build(config) in {source.path} must return a jaxinf.run.Experiment or a "
+            f"jaxinf.run.Study, it returned {type(experiment).__name__}."
+        )
+    return experiment
 
 
 def _locate(file: str) -> Path:
@@ -93,7 +116,7 @@ def _load(path: Path) -> ModuleType:
     return module
 
 
-def _config_class(module: ModuleType, path: Path) -> type:
+def _config_class(module: ModuleType, path: Path, options: type) -> type:
     """The file's Config, checked together with its build."""
     config = getattr(module, "Config", None)
     if config is None:
@@ -113,7 +136,7 @@ def _config_class(module: ModuleType, path: Path) -> type:
             f"{path} defines no build. Write `def build(config: Config) -> Experiment:`."
         )
     clash = {field.name for field in dataclasses.fields(config)} & {
-        field.name for field in dataclasses.fields(Options)
+        field.name for field in dataclasses.fields(options)
     }
     if clash:
         name = min(clash)
@@ -124,15 +147,21 @@ def _config_class(module: ModuleType, path: Path) -> type:
     return config
 
 
-def _parse(config: type, module: ModuleType, file: str, rest: list[str]) -> tuple[Any, Options]:
+def parse(
+    source: Source, rest: list[str], options: Any = Options, verb: str = "run"
+) -> tuple[Any, Any]:
     """Config and options from the command line; tyro explains and exits with 2 where it cannot."""
     import tyro
 
     flat = tyro.conf.arg(name="")
     arguments = dataclasses.make_dataclass(
-        "Arguments", [("config", Annotated[config, flat]), ("options", Annotated[Options, flat])]
+        "Arguments",
+        [("config", Annotated[source.config, flat]), ("options", Annotated[options, flat])],
     )
     parsed = tyro.cli(
-        arguments, args=rest, prog=f"jaxinf run {file}", description=module.__doc__ or ""
+        arguments,
+        args=rest,
+        prog=f"jaxinf {verb} {source.file}",
+        description=source.module.__doc__ or "",
     )
     return parsed.config, parsed.options

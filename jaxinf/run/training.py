@@ -79,7 +79,22 @@ def train(
 def compile_step(
     experiment: Experiment, seeds: int, key: Keys[Array, "..."], state: Any, batch: Any
 ) -> Callable[..., tuple[Any, dict[str, Any]]]:
-    """Compile ``(key, index, state, batch) -> (state, metrics)``; the state is donated.
+    """Compile ``(key, index, state, batch) -> (state, metrics)``; the state is donated."""
+    return trace_step(experiment, seeds, key, state, batch).lower().compile()
+
+
+def trace_step(
+    experiment: Experiment, seeds: int, key: Any, state: Any, batch: Any, places: Any = None
+) -> Any:
+    """Trace the step that the runner compiles, on arrays or on their shapes.
+
+    Args:
+      experiment: whose step.
+      seeds: how many at once.
+      key: of the steps.
+      state: the training state.
+      batch: a step's batch.
+      places: the shardings of the new state and of the metrics; what the compiler likes by default.
 
     Raises:
       TypeError: if a step changes the state's structure, shapes or dtypes.
@@ -90,7 +105,8 @@ def compile_step(
         return experiment.step(jax.random.fold_in(key, index), state, batch)
 
     many = jax.vmap(step, in_axes=(0, None, 0, 0)) if seeds > 1 else step
-    traced = jax.jit(many, donate_argnums=2).trace(key, np.uint32(0), state, batch)
+    index = jax.ShapeDtypeStruct((), np.uint32)
+    traced = jax.jit(many, donate_argnums=2, out_shardings=places).trace(key, index, state, batch)
     out = traced.out_info
     if not (isinstance(out, tuple) and len(out) == 2):
         raise TypeError(f"step must return (state, metrics), got {type(out).__name__}.")
@@ -104,7 +120,7 @@ def compile_step(
                 f"metrics must be a flat dict of arrays of shape (), got {name!r}: {value}. "
                 "Take its mean, or leave it to an evaluation."
             )
-    return traced.lower().compile()
+    return traced
 
 
 def evaluations(
