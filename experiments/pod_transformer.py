@@ -4,7 +4,7 @@ Command: ``jaxinf plan experiments/pod_transformer.py --topology v5p:4x4x4 --mes
 slices ``--topology 2*v5e:8x16 --mesh slice=2,fsdp=128``; to compare meshes
 ``--sweep "mesh=fsdp=64;fsdp=16,tensor=4"``.
 Hardware: none to plan, libtpu's compiler on any machine (``pip install 'jaxinf[aot]'``).
-Expected: see experiments/scaling_plan.py.
+Expected: not measured yet; experiments/scaling_plan.py makes the table.
 """
 
 from dataclasses import dataclass
