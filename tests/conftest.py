@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("MPLBACKEND", "agg")
+# Where libtpu is installed for its compiler, JAX would look for a TPU and complain of none.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest

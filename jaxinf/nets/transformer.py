@@ -78,21 +78,31 @@ class _Transformer(nn.Module):
     matmul: Callable[..., Any]
     dtype: Any
     remat: bool
+    scan: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, t: Any, cond: Any, band: Band | None = None) -> jax.Array:
         check_image(x, self.patch)
         height, width, channels = x.shape
         rows, columns, p = height // self.patch, width // self.patch, self.patch
-        block = nn.remat(_Block) if self.remat else _Block
+        block = nn.remat(_Block, prevent_cse=not self.scan) if self.remat else _Block
         e = Embedding(self.width, self.classes, self.dtype, name="embedding")(t, cond)
         tokens = x.reshape(rows, p, columns, p, channels).swapaxes(1, 2)
         tokens = tokens.reshape(rows * columns, p * p * channels)
         h = _Linear(self.width, jnp.matmul, self.dtype, name="stem")(tokens)
         h = h + _places(rows, columns, self.width, band).astype(self.dtype)
-        for i in range(self.depth):
-            layer = block(self.heads, self.attend, self.matmul, self.dtype, name=f"block_{i}")
-            h = layer(h, e, band)
+        options = (self.heads, self.attend, self.matmul, self.dtype)
+        if self.scan:
+            over = nn.scan(
+                lambda one, h, _: (one(h, e, band), None),
+                variable_axes={"params": 0, "context": 1},
+                split_rngs={"params": True},
+                length=self.depth,
+            )
+            h, _ = over(block(*options, name="blocks"), h, None)
+        else:
+            for i in range(self.depth):
+                h = block(*options, name=f"block_{i}")(h, e, band)
         modulation = _Linear(2 * self.width, jnp.matmul, self.dtype, zero=True, name="modulate")
         shift, scale = jnp.split(modulation(nn.silu(e)[None]), 2, axis=-1)
         last = _Linear(p * p * channels, jnp.matmul, self.dtype, zero=True, name="last")
@@ -126,6 +136,7 @@ def transformer(
     matmul: Callable[..., Any] = jnp.matmul,
     dtype: Any = jnp.float32,
     remat: bool = False,
+    scan: bool = False,
 ) -> Network:
     """A transformer over patches of images of shape (h, w, c), for noise level and class.
 
@@ -146,6 +157,8 @@ def transformer(
       dtype: of the computation; parameters are float32 and so are normalisation statistics and,
         by the default ``attend``, the softmax.
       remat: recompute the blocks in reverse mode instead of storing them.
+      scan: compile one block and loop over all, whose parameters are stacked under ``blocks``; a
+        deep network then compiles as fast as a shallow one.
 
     Returns:
       A :class:`Network` whose ``apply`` takes one image, and ``apply.on_band`` a band of one.
@@ -164,5 +177,5 @@ def transformer(
             f"width must be a multiple of heads and of 4, got width {width} with {heads} heads."
         )
     return drawn_on_bands(
-        _Transformer(width, depth, heads, patch, classes, attend, matmul, dtype, remat)
+        _Transformer(width, depth, heads, patch, classes, attend, matmul, dtype, remat, scan)
     )

@@ -2,8 +2,9 @@
 
 An :class:`Experiment` trains and evaluates, its small sister :class:`Study` only computes; ``run``
 executes either and writes what came of it, also when something fails on the way. ``progress`` is
-the bar that both may use. The command line is ``jaxinf run FILE``, ``jaxinf new NAME`` and
-``jaxinf reproduce "TITLE"``; JAX is imported when it is first needed, so ``--help`` is quick.
+the bar that both may use. The command line is ``jaxinf run FILE``, ``jaxinf plan FILE --topology
+v5p:4x4x4``, ``jaxinf new NAME`` and ``jaxinf reproduce "TITLE"``; JAX is imported when it is first
+needed, so ``--help`` is quick.
 """
 
 import importlib

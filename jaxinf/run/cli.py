@@ -1,6 +1,7 @@
-"""The command line: ``jaxinf run``, ``jaxinf new``, ``jaxinf reproduce``."""
+"""The command line: ``jaxinf run``, ``plan``, ``new`` and ``reproduce``."""
 
 import argparse
+import importlib.util
 import os
 import shlex
 import sys
@@ -23,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     os.environ.setdefault("MPLBACKEND", "agg")
+    _look_for_no_tpu()
     try:
         return arguments.command(arguments)
     except UsageError as error:
@@ -31,6 +33,14 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("jaxinf: interrupted", file=sys.stderr)
         return 130
+
+
+def _look_for_no_tpu() -> None:
+    """Keep JAX from complaining where libtpu serves as a compiler and there is no accelerator."""
+    kinds = ("accel*", "vfio/[0-9]*", "nvidia*")
+    found = any(any(Path("/dev").glob(kind)) for kind in kinds)
+    if importlib.util.find_spec("libtpu") and not found:
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,6 +61,17 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     run.set_defaults(command=_run)
 
+    plan = commands.add_parser(
+        "plan",
+        help="compile an experiment's step for a pod that need not be there",
+        usage="jaxinf plan FILE --topology v5p:4x4x4 [...] [--mesh fsdp=64] [--field value ...]",
+        description="Estimate memory, operations, collectives and bounds of an experiment's step. "
+        "`jaxinf plan FILE --help` lists all options.",
+    )
+    plan.add_argument("file", metavar="FILE", help="a .py file, or a name under experiments/")
+    plan.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    plan.set_defaults(command=_plan)
+
     new = commands.add_parser("new", help="write a starting experiment file")
     new.add_argument("name", metavar="NAME", help="the file to write, .py or not")
     new.set_defaults(command=_new)
@@ -67,6 +88,14 @@ def _run(arguments: argparse.Namespace) -> int:
     from jaxinf.run.load import run_file
 
     return run_file(arguments.file, arguments.rest)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    """``jaxinf plan``."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # compilers are asked, devices are not
+    from jaxinf.run.planner import plan_file
+
+    return plan_file(arguments.file, arguments.rest)
 
 
 def _new(arguments: argparse.Namespace) -> int:

@@ -97,6 +97,12 @@ def check(experiment: Experiment | Study) -> None:
             f"{kind}.evaluate must map names to functions, got {experiment.evaluate!r}. "
             'Write evaluate={"samples": samples}.'
         )
+    rules = experiment.rules
+    if not (isinstance(rules, tuple) and all(isinstance(rule, Rule) for rule in rules)):
+        raise TypeError(
+            f"{kind}.rules must be a tuple of rules, got {rules!r}. "
+            'Write rules=(Rule("qkv/kernel", ("fsdp", "tensor")),).'
+        )
     for name, function in experiment.evaluate.items():
         if not (isinstance(name, str) and re.fullmatch(r"[\w-]+", name)):
             raise ValueError(

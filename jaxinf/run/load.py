@@ -6,10 +6,11 @@ import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from jaxinf.run.cli import find
-from jaxinf.run.distributed import Job, join, leaving, parse
+from jaxinf.run.distributed import Job, join, leaving
+from jaxinf.run.distributed import parse as parse_job
 from jaxinf.run.errors import UsageError
 
 
@@ -50,30 +51,24 @@ def run_file(file: str, rest: list[str]) -> int:
     """Run an experiment file with the arguments that follow it; the exit status."""
     path = _locate(file)
     if not {"--help", "-h"} & set(rest):
-        join(parse(rest))
+        join(parse_job(rest))
     with leaving():
         return _run_file(path, file, rest)
 
 
 def _run_file(path: Path, file: str, rest: list[str]) -> int:
     """Run it in a job that has been joined."""
-    module = _load(path)
-    config_class = _config_class(module, path)
-    config, options = _parse(config_class, module, file, rest)
-    experiment = module.build(config)
+    source = read(file)
+    module = source.module
+    config, options = parse(source, rest)
 
     from jaxinf.run.checkpoints import INTERRUPTED, Terminated
-    from jaxinf.run.experiment import Experiment, Study
     from jaxinf.run.ledger import RunError
     from jaxinf.run.mesh import parse_rule
     from jaxinf.run.runner import run
     from jaxinf.run.setting import Setting
 
-    if not isinstance(experiment, Experiment | Study):
-        raise UsageError(
-            f"build(config) in {path} must return a jaxinf.run.Experiment or a jaxinf.run.Study, "
-            f"it returned {type(experiment).__name__}."
-        )
+    experiment = build(source, config)
     try:
         run(
             experiment,
@@ -100,6 +95,36 @@ def _run_file(path: Path, file: str, rest: list[str]) -> int:
         print(f"jaxinf: {error}", file=sys.stderr)
         return INTERRUPTED if isinstance(error, Terminated) else 1
     return 0
+
+
+class Source(NamedTuple):
+    """An experiment's file, imported."""
+
+    file: str
+    path: Path
+    module: ModuleType
+    config: type
+
+
+def read(file: str, options: type = Options) -> Source:
+    """Import an experiment's file, and check its Config against a command's options."""
+    path = _locate(file)
+    module = _load(path)
+    return Source(file, path, module, _config_class(module, path, options))
+
+
+def build(source: Source, config: Any) -> Any:
+    """What a file's build makes of a configuration, an Experiment or a Study."""
+    experiment = source.module.build(config)
+
+    from jaxinf.run.experiment import Experiment, Study
+
+    if not isinstance(experiment, Experiment | Study):
+        raise UsageError(
+            f"build(config) in {source.path} must return a jaxinf.run.Experiment or a "
+            f"jaxinf.run.Study, it returned {type(experiment).__name__}."
+        )
+    return experiment
 
 
 def _locate(file: str) -> Path:
@@ -132,7 +157,7 @@ def _load(path: Path) -> ModuleType:
     return module
 
 
-def _config_class(module: ModuleType, path: Path) -> type:
+def _config_class(module: ModuleType, path: Path, options: type) -> type:
     """The file's Config, checked together with its build."""
     config = getattr(module, "Config", None)
     if config is None:
@@ -152,7 +177,7 @@ def _config_class(module: ModuleType, path: Path) -> type:
             f"{path} defines no build. Write `def build(config: Config) -> Experiment:`."
         )
     clash = {field.name for field in dataclasses.fields(config)} & {
-        field.name for field in dataclasses.fields(Options)
+        field.name for field in dataclasses.fields(options)
     }
     if clash:
         name = min(clash)
@@ -163,15 +188,21 @@ def _config_class(module: ModuleType, path: Path) -> type:
     return config
 
 
-def _parse(config: type, module: ModuleType, file: str, rest: list[str]) -> tuple[Any, Options]:
+def parse(
+    source: Source, rest: list[str], options: Any = Options, verb: str = "run"
+) -> tuple[Any, Any]:
     """Config and options from the command line; tyro explains and exits with 2 where it cannot."""
     import tyro
 
     flat = tyro.conf.arg(name="")
     arguments = dataclasses.make_dataclass(
-        "Arguments", [("config", Annotated[config, flat]), ("options", Annotated[Options, flat])]
+        "Arguments",
+        [("config", Annotated[source.config, flat]), ("options", Annotated[options, flat])],
     )
     parsed = tyro.cli(
-        arguments, args=rest, prog=f"jaxinf run {file}", description=module.__doc__ or ""
+        arguments,
+        args=rest,
+        prog=f"jaxinf {verb} {source.file}",
+        description=source.module.__doc__ or "",
     )
     return parsed.config, parsed.options

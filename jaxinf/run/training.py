@@ -126,9 +126,22 @@ def start_state(ledger: Ledger, experiment: Experiment, key: Keys[Array, "..."],
 def compile_step(
     experiment: Experiment, seeds: int, key: Any, state: Any, batch: Any, mesh: Mesh
 ) -> Callable[..., tuple[Any, Any, dict[str, Any]]]:
-    """Compile ``(key, index, state, batch) -> (index + 1, state, metrics)``; the state is donated.
+    """Compile ``(key, index, state, batch) -> (index + 1, state, metrics)``; state is donated."""
+    return trace_step(experiment, seeds, key, state, batch, mesh).lower().compile()
 
-    The arguments lie where they are wanted on the mesh; shapes with shardings serve as well.
+
+def trace_step(
+    experiment: Experiment, seeds: int, key: Any, state: Any, batch: Any, mesh: Mesh
+) -> Any:
+    """Trace the step that the runner compiles, on arrays or on their shapes with shardings.
+
+    Args:
+      experiment: whose step.
+      seeds: how many at once.
+      key: of the steps.
+      state: the training state; a new one lies where it does.
+      batch: a step's batch.
+      mesh: on which all of it lies.
 
     Raises:
       TypeError: if a step changes the state's structure, shapes or dtypes.
@@ -148,8 +161,8 @@ def compile_step(
     where, whole = jax.tree.map(lambda leaf: leaf.sharding, state), replicated(mesh)
     index = jax.ShapeDtypeStruct((), jnp.uint32, sharding=whole)
     step_of = jax.jit(counted, donate_argnums=2, out_shardings=(whole, where, whole))
-    with jax.set_mesh(mesh):
-        return step_of.lower(key, index, state, batch).compile()
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # kernels ask it for the chip
+        return step_of.trace(key, index, state, batch)
 
 
 def _check_step(state: Any, out: Any, shape: tuple[int, ...]) -> None:

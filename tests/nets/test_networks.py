@@ -135,6 +135,23 @@ def test_forward_and_reverse_mode_agree_and_remat_changes_nothing(name):
     assert "remat" not in str(jax.make_jaxpr(net.apply)(params, example(shape), 0.3, 1))
 
 
+def test_a_scan_over_blocks_is_the_blocks_one_by_one():
+    x, eps = example((4, 6, 2)), np.finfo(np.float32).eps
+    plain = nets.transformer(16, 3, heads=2)
+    params = moved(jax.jit(plain.init)(jax.random.key(0), x))
+    blocks = [params.pop(f"block_{i}") for i in range(3)]
+    stacked = params | {"blocks": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
+    again = params | {f"block_{i}": block for i, block in enumerate(blocks)}
+    right = jax.jit(plain.apply)(again, x, 0.3, None)
+    for remat in (False, True):
+        looped = nets.transformer(16, 3, heads=2, scan=True, remat=remat)
+        chex.assert_trees_all_equal_shapes(
+            stacked, jax.eval_shape(looped.init, jax.random.key(0), x)
+        )
+        out = jax.jit(looped.apply)(stacked, x, 0.3, None)
+        np.testing.assert_allclose(out, right, atol=DEPTH * 16 * eps)
+
+
 @each_network
 def test_a_sharded_batch_is_a_loop(name):
     net, apply, params, shape = built(name)
