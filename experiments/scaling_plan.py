@@ -33,6 +33,8 @@ class Config:
     """Pods, from small to large."""
     images: int = 16
     """Images of a chip a step."""
+    fsdp: int = 16
+    """Chips at most that divide the parameters; larger pods hold copies."""
     width: int = 1536
     """Of a token."""
     depth: int = 24
@@ -53,7 +55,8 @@ def build(config: Config) -> Study:
                 side=config.side,
                 batch=config.images * chips,
             )
-            plans.append(plan(pod_transformer.build(model), where, f"fsdp={chips}"))
+            mesh = f"fsdp={min(config.fsdp, chips)}"
+            plans.append(plan(pod_transformer.build(model), where, mesh))
         names = sorted({name for one in plans for name in one.seconds})
         return {
             "scaling": {
