@@ -68,6 +68,7 @@ def _run_file(path: Path, file: str, rest: list[str]) -> int:
     from jaxinf.run.runner import run
     from jaxinf.run.setting import Setting
 
+    _keep_programs(options.out)
     experiment = build(source, config)
     try:
         run(
@@ -95,6 +96,14 @@ def _run_file(path: Path, file: str, rest: list[str]) -> int:
         print(f"jaxinf: {error}", file=sys.stderr)
         return INTERRUPTED if isinstance(error, Terminated) else 1
     return 0
+
+
+def _keep_programs(out: Path) -> None:
+    """Keep compiled programs beside the runs, unless the user keeps them elsewhere."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(out.resolve() / ".programs"))
 
 
 class Source(NamedTuple):

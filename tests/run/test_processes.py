@@ -167,3 +167,17 @@ def test_a_process_that_dies_ends_the_job(tmp_path):
     status, _ = finish(first, 100)
     assert status != 0
     assert time.monotonic() - start < 60
+
+
+@pytest.mark.soak
+def test_twenty_kills_change_nothing(tmp_path, whole):
+    """SIGKILL at random moments, of the start, of a step or of a save; then it is let finish."""
+    random = np.random.default_rng(0)
+    options = ("--mesh", "fsdp=2", "--pause", "0.1", "--resume", "--checkpoint-every", "2")
+    for _ in range(20):
+        process = launch(tmp_path, *options)
+        time.sleep(random.uniform(3, 14))
+        process.kill()
+        process.communicate()
+    run(tmp_path, "--mesh", "fsdp=2", "--resume", *EVERY)
+    same(arrays(tmp_path), whole)
