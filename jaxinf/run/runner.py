@@ -66,12 +66,12 @@ def run(
       ValueError: for a setting, a mesh, a rule or a batch that does not fit, or a folder in use.
       RunError: after all else was written, if anything failed or the process was asked to end.
     """
-    check(experiment)
     _check_options(experiment, seeds, profile)
     job = _job(experiment, setting or Setting(), name, seed, seeds)
     said = {"name": name, "command": command, "seed": seed, "seeds": seeds}
+    described = config_json(config, said)
     ledger = Ledger(_open(Path(directory), name, setting or Setting()), seeds)
-    ledger.folder.write("config.json", config_json(config, said))
+    ledger.folder.write("config.json", described)
     switched = shown.set(progress and first())
     try:
         stopped = _work(ledger, experiment, seed, job, profile)
@@ -87,6 +87,7 @@ def run(
 
 def _check_options(experiment: Experiment | Study, seeds: int, profile: bool) -> None:
     """Raise for a count below 1, and where a study is asked for what only an experiment has."""
+    check(experiment)
     if seeds < 1:
         raise ValueError(f"seeds must be >= 1, got {seeds}. Pass seeds=1 for a single run.")
     if isinstance(experiment, Study) and (seeds > 1 or profile):

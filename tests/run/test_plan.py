@@ -318,7 +318,7 @@ def test_the_transformer_s_rules_fit_it():
         (["--topology", "v9:2x2"], "there is no topology 'v9:2x2'. Those known are like v4:"),
         (["--topology", "v5e:3x5"], "there is no topology 'v5e:3x5'"),
         (["--topology", "v5e:2x2", "--mesh", "fsdp=3"], "3 places for 4 devices"),
-        (["--topology", "v5e:2x2", "--rows", "6"], "a batch of 6 rows is not divided by the 4"),
+        (["--topology", "v5e:2x2", "--rows", "6"], "batch_size 6 is not divided by the mesh's 4"),
         (["--topology", "v5e:2x2", "--rule", "nowhere=fsdp"], "finds no leaf"),
         (["--topology", "v5e:2x2", "--sweep", "mesh"], "a sweep is NAME=VALUE;VALUE"),
         (["--topology", "h100:8"], "CUDA plugin's compiler"),

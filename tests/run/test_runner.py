@@ -230,7 +230,7 @@ def test_study(tmp_path):
         ("evaluate", [step], r'Write evaluate=\{"samples": samples\}'),
         ("evaluate", {"a": 3}, "Pass the function, not its result"),
         ("evaluate", {"a/b": step}, "rename it"),
-        ("rules", ("qkv=fsdp",), "must be a tuple of rules"),
+        ("rules", ("qkv=fsdp",), "must be a tuple of jaxinf"),
     ],
 )
 def test_check(field, value, mend):
