@@ -1,7 +1,6 @@
 """Checkpoints of a run under way: saved in the background, found again after whatever happened."""
 
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import jax
 
-from jaxinf.run.distributed import everywhere
+from jaxinf.run.distributed import everywhere, say
 from jaxinf.run.ledger import Ledger, RunError, flatten, summary
 from jaxinf.run.setting import Setting
 
@@ -32,10 +31,8 @@ class Checkpoints:
         self._ledger, self._described = ledger, described
         usual = -(-steps // 10) if steps >= 100 else 0
         self._every = usual if setting.every is None else setting.every
-        self._resume = setting.resume
-        self._manager = (
-            _manager(setting, ledger.folder.path) if self._every or setting.resume else None
-        )
+        self._setting = setting
+        self._manager = self._open() if self._every or setting.resume else None
         self._damaged: set[int] = set()
         self._asked = threading.Event()
         self._before: Any = None
@@ -63,7 +60,7 @@ class Checkpoints:
         Raises:
           RunError: for a checkpoint of another experiment, or another state.
         """
-        if not self._resume or self._manager is None:
+        if not self._setting.resume or self._manager is None:
             return
         for step in sorted(self._manager.all_steps(), reverse=True):
             found: Any = {}
@@ -74,13 +71,13 @@ class Checkpoints:
                 raise
             except Exception as error:
                 self._damaged.add(step)
-                _say(f"checkpoint {step} cannot be read ({summary(error)}); looks for one before")
+                say(f"checkpoint {step} cannot be read ({summary(error)}); looks for one before")
             if everywhere(bool(found)):
-                _say(f"resumes after step {step}")
+                say(f"resumes after step {step}")
                 self._ledger.state, self._ledger.step = found["state"], step
                 self._ledger.resume(step)
                 return
-        _say("there is no checkpoint to resume from; starts at step 0")
+        say("there is no checkpoint to resume from; starts at step 0")
 
     def after(self, step: int, state: Any, settle: Callable[[], None]) -> None:
         """Save after a step where it is time to.
@@ -94,13 +91,17 @@ class Checkpoints:
           Terminated: after a save, where the process was asked to end.
         """
         ending = self._ending(step)
-        if self._every and (step % self._every == 0 or ending):
+        if ending or (self._every and step % self._every == 0):
             settle()
             self._guarded(lambda: self._save(step, state))
         if ending:
-            if self._manager is not None:
+            if self._manager is not None:  # what it could not save is recorded
                 self._guarded(self._manager.wait_until_finished)
             raise Terminated(f"ended by SIGTERM after step {step}; --resume goes on from there")
+
+    def _open(self) -> Any:
+        """Return orbax's manager of the run's checkpoints."""
+        return _manager(self._setting, self._ledger.folder.path)
 
     def _ending(self, step: int) -> bool:
         """Whether this is the step, the same in every process, after which the run ends."""
@@ -113,8 +114,7 @@ class Checkpoints:
     def _save(self, step: int, state: Any) -> None:
         import orbax.checkpoint as ocp
 
-        if self._manager is None:
-            return
+        self._manager = self._manager or self._open()
         if step in self._damaged:
             self._manager.delete(step)
             self._damaged.remove(step)
@@ -174,7 +174,3 @@ def _manager(setting: Setting, folder: Path) -> Any:
         )
     options = ocp.CheckpointManagerOptions(max_to_keep=setting.keep, create=True)
     return ocp.CheckpointManager(path, options=options)
-
-
-def _say(text: str) -> None:
-    print(f"jaxinf: {text}", file=sys.stderr, flush=True)

@@ -91,7 +91,7 @@ def join(job: Job) -> None:
         return
     number = "?" if job.process < 0 else job.process
     where = job.coordinator or "the coordinator that the environment names"
-    _say(
+    say(
         f"process {number} of {job.processes or '?'} on {socket.gethostname()} joins the others at "
         f"{where}, for at most {job.join_timeout} s"
     )
@@ -117,7 +117,7 @@ def join(job: Job) -> None:
         )
     if count > 1:
         sys.stdout, sys.stderr = (Numbered(stream, index) for stream in (sys.stdout, sys.stderr))
-    _say(
+    say(
         f"process {index} of {count} on {socket.gethostname()} has joined: "
         f"{jax.local_device_count()} of {jax.device_count()} devices are here"
     )
@@ -125,7 +125,7 @@ def join(job: Job) -> None:
 
 def _give_up(job: Job, where: str) -> None:
     """Say why the others are likely missing, and end."""
-    _say(
+    say(
         f"not all processes joined within {job.join_timeout} s. Was the command started on every "
         f"host (gcloud: --worker=all), with the same --processes? Is {where} process 0, and does "
         "no firewall close its port (--coordinator HOST:PORT)? Is an older job still running there?"
@@ -133,7 +133,8 @@ def _give_up(job: Job, where: str) -> None:
     os._exit(NEVER_JOINED)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Tell the user something, on stderr."""
     print(f"jaxinf: {text}", file=sys.stderr, flush=True)
 
 

@@ -17,7 +17,7 @@ class Setting:
       folder: the run's folder, in place of a new one named by the time. It must be empty, unless
         the run is resumed.
       every: steps from one checkpoint to the next, 0 for none; None for ten in all, and none in
-        runs of fewer than 100 steps.
+        runs of fewer than 100 steps. SIGTERM saves one in any case.
       keep: how many checkpoints stay, the newest.
       path: where they lie, a local folder or a bucket's (``gs://...``); None for ``checkpoints/``
         in the run's folder. Several hosts must all see it.

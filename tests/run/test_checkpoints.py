@@ -1,9 +1,11 @@
 """Resuming in one process: what is refused, what a save costs a run that it fails in."""
 
+import signal
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_experiment import go, init, lines, only, tiny
+from tiny_experiment import batch, go, init, lines, only, tiny
 
 from jaxinf.run import RunError
 from jaxinf.run.distributed import Job, check, clustered, parse
@@ -36,6 +38,23 @@ def test_nothing_to_resume_starts(tmp_path, capsys):
     folder = go(tiny(), tmp_path, setting=Setting(every=2, resume=True))
     assert "no checkpoint to resume from" in capsys.readouterr().err
     assert len(lines(folder)) == 6
+
+
+@pytest.mark.parametrize("every", [None, 0, 100])
+def test_sigterm_saves_whatever_the_interval(tmp_path, every):
+    def terminated(seed, step, index):
+        if step == 3:
+            signal.getsignal(signal.SIGTERM)(signal.SIGTERM, None)
+        return batch(seed, step, index)
+
+    whole = np.load(go(tiny(), tmp_path / "whole") / "arrays.npz")
+    parts = tmp_path / "parts"
+    with pytest.raises(RunError, match="SIGTERM after step 3"):
+        go(tiny(batch=terminated), parts, setting=Setting(every=every))
+    folder = go(tiny(), parts, setting=Setting(resume=True))
+    assert "Resumed after step 3." in (folder / "report.md").read_text()
+    for name in whole:
+        np.testing.assert_array_equal(np.load(folder / "arrays.npz")[name], whole[name])
 
 
 def test_a_finished_run_is_evaluated_again(tmp_path):
