@@ -25,9 +25,9 @@ class Config:
 
     width: int = 400
     """Of the matrices that a step multiplies."""
-    steps: int = 300
+    steps: int = 1500
     """Steps of a run."""
-    repetitions: int = 7
+    repetitions: int = 5
     """Runs of each, interleaved."""
 
 

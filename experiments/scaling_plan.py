@@ -2,9 +2,10 @@
 
 Command: ``jaxinf run experiments/scaling_plan.py``; any machine, libtpu's compiler is all that it
 takes (``pip install 'jaxinf[aot]'``).
-Hardware: a CPU, many minutes a pod at this size; ``--width 256 --depth 4 --side 16`` for a look.
-Expected: not measured yet. The figures are estimates: what the compiler puts into each chip's
-program, over the maker's figures.
+Hardware: a CPU, two minutes a pod at this size; ``--width 256 --depth 4 --side 16`` for a look.
+Expected: 50 ms a step for the products at every size, and they are the bound from 64 chips on;
+traffic to memory 88 ms on one chip and 31 ms from 64 on; the network at most 27 ms. The figures
+are estimates: what the compiler puts into each chip's program, over the maker's figures.
 """
 
 from dataclasses import dataclass
@@ -80,9 +81,11 @@ def draw(arrays: dict[str, Any]) -> dict[str, Any]:
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
-    for name, values in arrays["milliseconds"].items():
-        axis.loglog(arrays["scaling"]["chips"], np.where(values > 0, values, np.nan), "o-",
-                    label=name)  # fmt: skip
+    chips = arrays["scaling"]["chips"]
+    for name, values in reversed(arrays["milliseconds"].items()):
+        axis.loglog(chips, np.where(values > 0, values, np.nan), "o-", label=name)
+    axis.set_xticks(chips, [str(n) for n in chips])
+    axis.minorticks_off()
     axis.set(xlabel="chips", ylabel="milliseconds a step at least (estimate)")
     axis.legend()
     return {"weak-scaling": figure}

@@ -1,6 +1,8 @@
-"""Batches over the devices of a mesh: one helper for examples, samples, particles and chains."""
+"""Batches over the devices of a mesh: for examples, samples, particles and chains alike."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, PartitionSpec
@@ -27,10 +29,7 @@ def spread(tree: PyTree) -> PyTree:
       The same arrays. Nothing is done without a mesh (``jax.set_mesh``), under ``shard_map``, whose
       axes are the caller's own, and to a leaf whose leading axis the mesh does not divide.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    names = tuple(name for name in BATCH if kinds.get(name) == AxisType.Auto)
-    parts = math.prod(mesh.shape[name] for name in names)
+    names, parts = _in_force()
     if parts == 1:
         return tree
 
@@ -40,3 +39,52 @@ def spread(tree: PyTree) -> PyTree:
         return jax.lax.with_sharding_constraint(leaf, PartitionSpec(names))
 
     return jax.tree.map(place, tree)
+
+
+def batch_vmap(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``jax.vmap`` of a function of one example, whose batch lies over the mesh in force.
+
+    Inside, :func:`stay` keeps what is computed for an example on the devices that hold it. Without
+    a mesh, and where it does not divide the batch, it is ``jax.vmap``.
+
+    Args:
+      function: of one example.
+
+    Returns:
+      The function of a batch; every leaf of every argument has the batch's leading axis.
+    """
+
+    def batched(*args: PyTree) -> PyTree:
+        names, parts = _in_force()
+        sizes = {leaf.shape[0] for leaf in jax.tree.leaves(args)}
+        divided = parts > 1 and all(size % parts == 0 for size in sizes)
+        return jax.vmap(function, spmd_axis_name=names if divided else None)(*args)
+
+    return batched
+
+
+def stay(x: jax.Array) -> jax.Array:
+    """Keep one example's array, and its cotangent, on the devices that hold the example.
+
+    For networks, between layers: where parameters are divided over the axes that divide the batch
+    too (``fsdp``), XLA may otherwise divide a layer's output by features instead of examples, and
+    send activations, and compute attention for all of the batch on every device.
+
+    Args:
+      x: an array of one example, under :func:`batch_vmap`.
+
+    Returns:
+      The same numbers.
+    """
+    if _in_force()[1] == 1:
+        return x
+    anywhere = PartitionSpec(*[PartitionSpec.UNCONSTRAINED] * x.ndim)
+    return jax.lax.with_sharding_constraint(x, anywhere)
+
+
+def _in_force() -> tuple[tuple[str, ...], int]:
+    """Return the axes of the mesh in force that divide a batch, and into how many parts."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    names = tuple(name for name in BATCH if kinds.get(name) == AxisType.Auto)
+    return names, math.prod(mesh.shape[name] for name in names)

@@ -1,6 +1,7 @@
 """Convolutions that XLA on CPU runs fast inside loops too, as shifts around a product."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -86,7 +87,15 @@ def convolution(
     strides = tuple(window_strides)
     pads = tuple((int(before), int(after)) for before, after in padding)
 
+    return _convolved(lhs, rhs, strides, pads, precision)
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4))  # traced once for all layers of one shape
+def _convolved(x: jax.Array, kernel: jax.Array, strides: Any, pads: Any, precision: Any) -> Any:
+    """The convolution with channels last, by platform."""
+
     def native(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        layout = ("NHWC", "HWIO", "NHWC")
         return lax.conv_general_dilated(
             x, kernel, strides, pads, dimension_numbers=layout, precision=precision
         )
@@ -94,4 +103,4 @@ def convolution(
     def unrolled(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return shifted_convolution(x, kernel, strides, pads)
 
-    return lax.platform_dependent(lhs, rhs, cpu=unrolled, default=native)
+    return lax.platform_dependent(x, kernel, cpu=unrolled, default=native)

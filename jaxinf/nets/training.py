@@ -115,7 +115,8 @@ def _accumulated(
                 f"accumulate={parts} must divide the leading axis of every array in the batch, "
                 f"got shape {jnp.shape(leaf)}. Change the batch's size or accumulate."
             )
-        return leaf.reshape(parts, leaf.shape[0] // parts, *leaf.shape[1:])
+        rows = leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:])
+        return jnp.swapaxes(rows, 0, 1)  # every part lies on all the devices that hold the batch
 
     def add(total: PyTree, inputs: tuple[Key, PyTree]) -> tuple[PyTree, None]:
         part_key, part = inputs

@@ -10,7 +10,7 @@ from flax import linen as nn
 from jaxinf_kernels.attention import attention
 from jaxtyping import Array, Float
 
-from jaxinf.core import Band
+from jaxinf.core import Band, stay
 from jaxinf.nets.embedding import Embedding, check_image, check_sizes
 from jaxinf.nets.network import Network, deviation, drawn_on_bands
 
@@ -48,6 +48,7 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array, band: Band | None) -> jax.Array:
+        x = stay(x)
         tokens, width = x.shape
         modulation = _Linear(6 * width, jnp.matmul, self.dtype, zero=True, name="modulate")
         parts = jnp.split(modulation(nn.silu(embedding)[None]), 6, axis=-1)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxinf.core import stay
 from jaxinf.nets.convolution import convolution
 from jaxinf.nets.embedding import Embedding, Modulate, check_image, check_sizes, dense
 from jaxinf.nets.network import Network, deviation, drawn
@@ -44,7 +45,7 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
-        width = x.shape[-1]
+        x, width = stay(x), x.shape[-1]
         h = _conv(width, 3, self.dtype, "first")(nn.silu(_normalise(x, self.dtype)))
         h = Modulate(self.dtype, name="modulate")(_normalise(h, self.dtype), embedding)
         h = _conv(width, 3, self.dtype, "second", zero=True)(nn.silu(h))

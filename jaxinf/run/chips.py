@@ -19,7 +19,8 @@ class Chip(NamedTuple):
     flops: float
     """Operations a second, dense products of bfloat16."""
     link: float
-    """Bytes a second that one link of the fast network sends one way."""
+    """Bytes a second that one link of the fast network sends one way; of TPUs what their maker's
+    guide to scaling counts with, a tenth below the data sheets."""
     across: float
     """Bytes a second that the chip sends over the data centre's network."""
     wrap: int = 0
@@ -37,7 +38,7 @@ CHIPS = {
     "v4": Chip(32 * GiB, 1.228e12, 275e12, 45e9, 6.25e9, 4, "megacore"),
     "v5e": Chip(16 * GiB, 0.819e12, 197e12, 45e9, 3.125e9, 16),
     "v5p": Chip(95 * GiB, 2.765e12, 459e12, 90e9, 6.25e9, 4),
-    "v6e": Chip(32 * GiB, 1.64e12, 918e12, 90e9, 12.5e9, 16),
+    "v6e": Chip(32 * GiB, 1.638e12, 918e12, 90e9, 12.5e9, 16),
     "tpu7x": Chip(192 * GiB, 7.38e12, 2307e12, 90e9, 12.5e9, 4),
     "h100": Chip(80e9, 3.35e12, 989e12, 450e9, 50e9, capability=(9, 0), cores=132),
     "h200": Chip(141e9, 4.8e12, 989e12, 450e9, 50e9, capability=(9, 0), cores=132),

@@ -66,7 +66,7 @@ def cost(program: Program, mesh: Mesh, slices: int = 1) -> Cost:
     flops = moved = 0.0
     undeclared = 0
     gathered: dict[tuple, Collective] = {}
-    channels: set[str] = set()
+    started: set[tuple[str, str]] = set()
     for name, times in found.times.items():
         computation = program.computations[name]
         for one in computation.values():
@@ -79,10 +79,11 @@ def cost(program: Program, mesh: Mesh, slices: int = 1) -> Cost:
             channel = re.search(r"channel_id=(\d+)", one.rest)
             if whole is None:
                 continue
-            if name in found.fused and channel:  # a fusion that starts it and one that ends it
-                if channel[0] in channels:
+            if name in found.fused and channel:  # a fusion may start it, and another one end it
+                pair = found.fused[name], channel[0]
+                if pair in started:
                     continue
-                channels.add(channel[0])
+                started.add(pair)
             key = (whole.kind, whole.axes, whole.size)
             old = gathered.get(key, whole._replace(count=0, bytes=0, sent=0.0))
             gathered[key] = old._replace(
@@ -103,16 +104,21 @@ def cost(program: Program, mesh: Mesh, slices: int = 1) -> Cost:
 
 def _flops(computation: dict[str, Instruction], one: Instruction) -> float:
     """Return the operations of one instruction: twice the products that it sums."""
-    if one.opcode == "dot":
-        lhs = computation[one.operands[0]].shapes[0].dims
-        return 2.0 * math.prod(one.shapes[0].dims) * _contracted(one.rest, lhs)
+    given = [computation[name].shapes[0].dims for name in one.operands if name in computation]
+    if one.opcode == "dot" or (one.opcode == "custom-call" and "__cublas$" in one.rest):
+        return 2.0 * math.prod(one.shapes[0].dims) * _contracted(one.rest, given[0])
     if one.opcode == "convolution":
-        return _convolution(computation, one)
+        return _convolution(one, given[0], given[1], one.shapes[0].dims)
     if one.opcode != "custom-call":
         return 0.0
-    if "__cublas$" in one.rest:
-        lhs = computation[one.operands[0]].shapes[0].dims
-        return 2.0 * math.prod(one.shapes[0].dims) * _contracted(one.rest, lhs)
+    cudnn = re.search(r'"__cudnn\$conv(\w+)"', one.rest)
+    if cudnn:  # its window and labels are those of the convolution that it is the gradient of
+        result = one.shapes[0].dims
+        if cudnn[1] == "BackwardInput":
+            return _convolution(one, result, given[1], given[0])
+        if cudnn[1] == "BackwardFilter":
+            return _convolution(one, given[0], result, given[1])
+        return _convolution(one, given[0], given[1], result)
     return _declared(one, "flops") if "tpu_custom_call" in one.rest else 0.0
 
 
@@ -129,13 +135,14 @@ def _declared(one: Instruction, what: str) -> float:
     return float(match[1]) if match else 0.0
 
 
-def _convolution(computation: dict[str, Instruction], one: Instruction) -> float:
+def _convolution(
+    one: Instruction, lhs: tuple[int, ...], rhs: tuple[int, ...], result: tuple[int, ...]
+) -> float:
     """Return a convolution's operations, without its products with padding and holes.
 
     A product of matrices with a batch axis is a convolution with holes to this compiler, so that
     most of what its window covers is no product at all.
     """
-    lhs, rhs = (computation[name].shapes[0].dims for name in one.operands[:2])
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.rest)
     if labels is None:
         return 0.0
@@ -150,7 +157,7 @@ def _convolution(computation: dict[str, Instruction], one: Instruction) -> float
         products *= _positions(
             lhs[left.index(at)],
             rhs[right.index(at)],
-            one.shapes[0].dims[out.index(at)],
+            result[out.index(at)],
             {key: value.split("x")[axis] for key, value in window.items()},
         )
     return 2.0 * products

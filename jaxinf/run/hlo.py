@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 SHAPE = re.compile(r"(\w+)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=(\{[^}]*\}|%[\w.-]+)")
@@ -146,35 +146,35 @@ class Runs(NamedTuple):
     """How often the computations of a program run."""
 
     times: dict[str, int]
-    fused: set[str]
-    """Those whose instructions have no arrays of their own in memory."""
+    fused: dict[str, str]
+    """Those whose instructions have no arrays of their own in memory, and what calls the fusion."""
     unknown: list[Instruction]
     """Loops without a fixed number of trips; their bodies are counted once."""
 
 
 def runs(program: Program) -> Runs:
     """Return how often each computation runs, a loop's body as often as the loop has trips."""
-    found = Runs({}, set(), [])
+    found = Runs({}, {}, [])
 
-    def visit(name: str, times: int, fused: bool) -> None:
+    def visit(name: str, times: int, caller: str = "") -> None:
         if name not in program.computations:
             return
         found.times[name] = found.times.get(name, 0) + times
-        if fused:
-            found.fused.add(name)
+        if caller:
+            found.fused[name] = caller
         for one in program.computations[name].values():
             if one.opcode == "while":
                 trips = trip_count(program, name, one)
                 if trips is None:
                     found.unknown.append(one)
                 trips = 1 if trips is None else trips
-                visit(one.attribute("body"), times * trips, fused)
-                visit(one.attribute("condition"), times * (trips + 1), fused)
+                visit(one.attribute("body"), times * trips, caller)
+                visit(one.attribute("condition"), times * (trips + 1), caller)
             elif one.opcode in ("fusion", "call", "conditional", "async-start"):
                 for called in one.called():
-                    visit(called, times, fused or one.opcode == "fusion")
+                    visit(called, times, caller or (name if one.opcode == "fusion" else ""))
 
-    visit(program.entry, 1, False)
+    visit(program.entry, 1)
     return found
 
 
@@ -191,9 +191,7 @@ def trip_count(program: Program, home: str, loop: Instruction) -> int | None:
     body = program.computations[loop.attribute("body")]
     root = next(one for one in condition.values() if one.root)
     start = {i: (home, name) for i, name in enumerate(_initial(program, home, loop))}
-    ends = []
-    compare = root
-    operands = [_origin(condition, name) for name in root.operands]
+    compare, operands = root, [_origin(condition, name) for name in root.operands]
     if root.opcode == "fusion":
         inner = program.computations[root.attribute("calls")]
         compare = next(one for one in inner.values() if one.root)
@@ -204,17 +202,15 @@ def trip_count(program: Program, home: str, loop: Instruction) -> int | None:
     direction = re.search(r"direction=(\w+)", compare.rest)
     if compare.opcode != "compare" or not direction or len(operands) != 2:
         return None
+    values, steps = [], []
     for one in operands:
-        index = re.search(r"index=(\d+)", one.rest)
-        inside = one.opcode == "get-tuple-element" and index
-        value = _constant(program, *start[int(index[1])]) if inside else _value(one)
-        moves = inside and _moves(body, int(index[1]))
-        ends.append((value, bool(moves)))
-    (low, moving), (high, other) = ends
-    if low is None or high is None or moving == other:
+        index = _place(one)
+        values.append(_value(one) if index is None else _constant(program, *start[index]))
+        steps.append(0 if index is None else _step(program, body, index))
+    if None in values or None in steps or (steps[0] == 0) == (steps[1] == 0):
         return None
-    low, high = (low, high) if moving else (high, low)
-    return abs(high - low) + (direction[1] in ("LE", "GE"))
+    distance = abs(values[1] - values[0]) + (direction[1] in ("LE", "GE"))
+    return math.ceil(distance / abs(steps[0] or steps[1]))
 
 
 def _initial(program: Program, home: str, loop: Instruction) -> tuple[str, ...]:
@@ -242,12 +238,56 @@ def _constant(program: Program, home: str, name: str) -> int | None:
     return _value(_origin(program.computations[home], name))
 
 
-def _moves(body: dict[str, Instruction], index: int) -> bool:
-    """Whether a loop's body changes a place of its tuple."""
+def _place(one: Instruction) -> int | None:
+    """Return which place of a tuple an instruction reads, or None."""
+    index = re.search(r"index=(\d+)", one.rest)
+    return int(index[1]) if one.opcode == "get-tuple-element" and index else None
+
+
+def _step(program: Program, body: dict[str, Instruction], index: int) -> int | None:
+    """Return by how much a loop's body moves a place of its tuple; None where that is not fixed."""
     root = next(one for one in body.values() if one.root)
     if root.opcode != "tuple":
-        return True
-    one = _origin(body, root.operands[index])
-    place = re.search(r"index=(\d+)", one.rest)
-    same = one.opcode == "get-tuple-element" and place is not None and int(place[1]) == index
-    return not (same or one.opcode == "constant")
+        return None
+    return _offset(program, [(body, ())], root.operands[index], index)
+
+
+def _offset(program: Program, frames: list[Any], name: str, index: int) -> int | None:
+    """Return a value minus what a place of the loop's tuple held before; None where not fixed.
+
+    Args:
+      program: which holds the fusions.
+      frames: the computation that holds the value, with the operands that it was given, and those
+        that it is within.
+      name: the value's.
+      index: the place's.
+    """
+    frames, one = _out(frames, name)
+    if len(frames) == 1 and _place(one) == index:
+        return 0
+    if one.opcode == "constant":
+        return None
+    if one.opcode == "fusion":
+        inner = program.computations[one.attribute("calls")]
+        root = next(part for part in inner.values() if part.root)
+        return _offset(program, [*frames, (inner, one.operands)], root.name, index)
+    if one.opcode not in ("add", "subtract"):
+        return None
+    first = _offset(program, frames, one.operands[0], index)
+    second = _value(_out(frames, one.operands[1])[1])
+    if first is None and one.opcode == "add":
+        first = _offset(program, frames, one.operands[1], index)
+        second = _value(_out(frames, one.operands[0])[1])
+    if first is None or second is None:
+        return None
+    return first + second if one.opcode == "add" else first - second
+
+
+def _out(frames: list[Any], name: str) -> tuple[list[Any], Instruction]:
+    """Return where a value comes from, through copies and out of fusions."""
+    one = _origin(frames[-1][0], name)
+    while one.opcode == "parameter" and len(frames) > 1:
+        given = frames[-1][1][int(one.inside)]
+        frames = frames[:-1]
+        one = _origin(frames[-1][0], given)
+    return frames, one

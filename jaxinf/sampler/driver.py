@@ -14,6 +14,7 @@ from jaxinf.core import (
     Independent,
     Key,
     PyTree,
+    batch_vmap,
     check_batch,
     check_key,
     is_concrete,
@@ -132,7 +133,6 @@ def _sample(
     slots = (jnp.arange(plan.steps), times[:-1], times[1:], rows)
     index = jnp.arange(x.shape[0]) if index is None else index
     x, cond, index = spread((x, cond, index))
-    x, cond, index = spread((x, cond, index))
 
     def run(x: Array, cond: PyTree, index: Array) -> tuple[Any, ...]:
         step = partial(_step, key, stepper, denoiser, noise, plan.rises, cond, index, x.dtype)
@@ -198,7 +198,7 @@ def _step(
         good = jnp.all(jnp.isfinite(new.x)) & (failed_at == i)
         return jax.tree.map(partial(jnp.where, good), new, state), failed_at + good, info
 
-    new, failed_at, info = jax.vmap(one)(*carry, cond, index)
+    new, failed_at, info = batch_vmap(one)(*carry, cond, index)
     return (new, failed_at), info
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxinf.core import Key, PyTree, carry, check_batch, check_key, is_concrete
+from jaxinf.core import Key, PyTree, batch_vmap, carry, check_batch, check_key, is_concrete
 from jaxinf.sampler import Plan
 from jaxinf.score.denoiser import Denoiser
 from jaxinf.score.times import log_uniform, stratified
@@ -116,4 +116,4 @@ def _bound(key: Key, denoiser: Any, x: Array, cond: PyTree, plan: Plan | None, d
         return prior, diffusion, reconstruction
 
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(x.shape[0]))
-    return Bound(*jax.vmap(one)(keys, x, cond))
+    return Bound(*batch_vmap(one)(keys, x, cond))

@@ -12,6 +12,7 @@ from jaxinf.core import (
     Leaf,
     PyTree,
     Scalar,
+    batch_vmap,
     check_batch,
     check_key,
     is_concrete,
@@ -76,7 +77,7 @@ class Denoising:
             error = network.output(noisy, t, cond) - self.target.encode(process, t, x, noise)
             return self._weight(t, rate) * jnp.mean(jnp.square(error.astype(dtype)))
 
-        losses = jax.vmap(one)(keys, x, cond, times, rates)
+        losses = batch_vmap(one)(keys, x, cond, times, rates)
         return jnp.mean(losses), DenoisingInfo(times, losses)
 
     def _weight(self, t: Array, rate: Array) -> Array:

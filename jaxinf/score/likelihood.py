@@ -12,6 +12,7 @@ from jaxinf.core import (
     Key,
     PyTree,
     Trace,
+    batch_vmap,
     carry,
     check_batch,
     check_key,
@@ -139,7 +140,7 @@ def _log_density(
         return jnp.mean(values), error, x_T
 
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(x.shape[0]))
-    values, errors, x_T = jax.vmap(one)(keys, x, cond)
+    values, errors, x_T = batch_vmap(one)(keys, x, cond)
     return values, LogDensityInfo(errors, x_T)
 
 

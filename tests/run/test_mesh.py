@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxinf import core, process, sampler, score
@@ -102,6 +103,35 @@ def test_samples_lie_over_the_mesh_and_are_the_same(key):
     assert spread.sharding.is_equivalent_to(batch_sharding(mesh), 2)
     assert {shard.data.shape for shard in spread.addressable_shards} == {(4, 3)}
     np.testing.assert_allclose(spread, alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_examples_stay_where_they_are(key, seeds):
+    """Parameters that are divided by outputs would divide the outputs, not the examples."""
+    mesh = make_mesh("fsdp=8")
+    w = jax.device_put(jax.random.normal(key, (3, 16)), NamedSharding(mesh, P(None, "fsdp")))
+
+    def both(w):
+        def one(x):
+            return x @ w, core.stay(x @ w)
+
+        return core.batch_vmap(one)(jnp.ones((8, 3)))
+
+    many = both if seeds == 1 else jax.vmap(both)
+    w = w if seeds == 1 else jnp.stack([w] * seeds)
+    with jax.set_mesh(mesh):
+        outputs, stayed = jax.jit(many)(w)
+    leading = (None,) * (seeds > 1)
+    ndim = 2 + len(leading)
+    assert outputs.sharding.is_equivalent_to(NamedSharding(mesh, P(*leading, None, "fsdp")), ndim)
+    assert stayed.sharding.is_equivalent_to(NamedSharding(mesh, P(*leading, "fsdp", None)), ndim)
+    chex.assert_trees_all_equal(outputs, stayed)
+
+
+def test_a_batch_that_the_mesh_does_not_divide_is_mapped_all_the_same():
+    with jax.set_mesh(make_mesh("fsdp=8")):
+        out = jax.jit(core.batch_vmap(lambda x: core.stay(2 * x)))(jnp.ones((6, 3)))
+    chex.assert_trees_all_equal(out, 2 * jnp.ones((6, 3)))
 
 
 def test_a_leaf_that_the_mesh_does_not_divide_stays(key):

@@ -9,9 +9,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from tiny_experiment import tiny
 
+from jaxinf import nets, process, score
 from jaxinf.run import hlo
 from jaxinf.run.chips import CHIPS, pod
 from jaxinf.run.cli import main
@@ -86,6 +88,34 @@ def test_a_perceptron_that_is_divided_over_all():
     state, batch = 2 * 4 * WIDTH * 4 * WIDTH, 4 * ROWS * WIDTH
     assert found.memory["arguments"] == pytest.approx((state + batch) / 16, rel=0.1)
     assert {axis for one in found.collectives for axis in one["axes"]} == {"fsdp"}
+
+
+def transformer(width, side, rows, **changes):
+    """A training step of one loop over two blocks, recomputed in reverse."""
+    vp = process.gaussian(process.cosine(t_max=0.99))
+    net = nets.transformer(width, 2, heads=width // 64, scan=True, remat=True)
+    training = nets.training(score.denoising(vp, net.apply, target=score.velocity), optax.sgd(1.0))
+    x = np.zeros((side, side, 4), np.float32)
+
+    def init(key):
+        return training.init(net.init(key, x))
+
+    def batch(seed, step, index):
+        return score.Batch(np.stack([x] * len(index)))
+
+    return tiny(init=init, step=training.step, batch=batch, batch_size=rows, **changes)
+
+
+def test_divided_parameters_divide_all_of_a_transformer_s_work():
+    width, side, rows = 256, 16, 8
+    found = plan(transformer(width, side, rows), pod("v5e:2x2"), "fsdp=4")
+    tokens, blocks = (side // 2) ** 2, 2
+    # Forward, again in reverse mode, and backward for inputs and for weights: four times the
+    # products of 12 width^2 numbers of a block with each token, 6 width^2 with each example, and
+    # tokens^2 width for scores and for values, whose backward pass needs them twice.
+    products = 4 * 2 * rows * blocks * (12 * tokens + 6) * width**2
+    scores = 4 * 2 * rows * blocks * 2 * tokens**2 * width
+    assert found.flops == pytest.approx((products + scores) / 4, rel=0.1)
 
 
 def test_a_loop_counts_as_often_as_it_runs():
@@ -228,6 +258,99 @@ def test_a_program_read_by_hand():
     assert program.source(program.computations["main"]["b"]) == "a.py:7"
 
 
+FUSED = """%add (q: s32[], d: s32[]) -> s32[] {
+  %q = s32[] parameter(0)
+  %d = s32[] parameter(1)
+  %step = s32[] add(%d, %q)
+  ROOT %once_more = s32[] add(%step, %d)
+}
+
+%body"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "trips"),
+    [
+        ({"s32[] constant(1)": "s32[] constant(2)"}, 2),
+        ({"s32[] constant(1)": "s32[] constant(3)"}, 2),
+        ({"direction=LT": "direction=LE"}, 5),
+        ({"s32[] add(%i, %one)": "s32[] fusion(%i, %one), calls=%add", "%body": FUSED}, 2),
+        ({"s32[] add(%i, %one)": "s32[] subtract(%i, %one)", "constant(7)": "constant(-5)"}, 8),
+        ({"s32[] add(%i, %one)": "s32[] multiply(%i, %one)"}, None),
+        ({"s32[] add(%i, %one)": "s32[] copy(%i)"}, None),
+    ],
+)
+def test_a_loop_s_trips_are_counted_in_its_steps(changes, trips):
+    text = HLO
+    for old, new in changes.items():
+        text = text.replace(old, new, 1)
+    program = hlo.parse(text)
+    loop = program.computations["main"]["loop"]
+    assert hlo.trip_count(program, "main", loop) == trips
+
+
+PEELED = """HloModule m
+
+%add (l: f32[], r: f32[]) -> f32[] {
+  %l = f32[] parameter(0)
+  %r = f32[] parameter(1)
+  ROOT %s = f32[] add(%l, %r)
+}
+
+%all-reduce-scatter.1 (g: f32[8,4]) -> f32[1,4] {
+  %g = f32[8,4] parameter(0)
+  %sum = f32[8,4] all-reduce(%g), channel_id=3, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+  ROOT %part = f32[1,4] slice(%sum), slice={[0:1], [0:4]}
+}
+
+%all-reduce-scatter.2 (g.1: f32[8,4]) -> f32[1,4] {
+  %g.1 = f32[8,4] parameter(0)
+  %sum.1 = f32[8,4] all-reduce(%g.1), channel_id=3, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+  ROOT %part.1 = f32[1,4] slice(%sum.1), slice={[0:1], [0:4]}
+}
+
+%body (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %p = (s32[], f32[8,4]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = f32[8,4] get-tuple-element(%p), index=1
+  %one = s32[] constant(1)
+  %j = s32[] add(%i, %one)
+  %start = f32[1,4] fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
+  %done = f32[1,4] fusion(%x), kind=kCustom, calls=%all-reduce-scatter.3
+  ROOT %t = (s32[], f32[8,4]) tuple(%j, %x)
+}
+
+%all-reduce-scatter.3 (g.2: f32[8,4]) -> f32[1,4] {
+  %g.2 = f32[8,4] parameter(0)
+  %sum.2 = f32[8,4] all-reduce(%g.2), channel_id=3, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+  ROOT %part.2 = f32[1,4] slice(%sum.2), slice={[0:1], [0:4]}
+}
+
+%condition (p.1: (s32[], f32[8,4])) -> pred[] {
+  %p.1 = (s32[], f32[8,4]) parameter(0)
+  %i.1 = s32[] get-tuple-element(%p.1), index=0
+  %end = s32[] constant(4)
+  ROOT %less = pred[] compare(%i.1, %end), direction=LT
+}
+
+ENTRY %main (a: f32[8,4]) -> f32[8,4] {
+  %a = f32[8,4] parameter(0)
+  %zero = s32[] constant(0)
+  %t.1 = (s32[], f32[8,4]) tuple(%zero, %a)
+  %loop = (s32[], f32[8,4]) while(%t.1), condition=%condition, body=%body
+  %last = f32[1,4] fusion(%a), kind=kCustom, calls=%all-reduce-scatter.2
+  ROOT %out = f32[8,4] get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_a_collective_of_two_fusions_counts_once_for_each_caller():
+    """Fusions that start and end one share its channel; so does the loop's last turn, unrolled."""
+    (found,) = cost(hlo.parse(PEELED), make_mesh("fsdp=8")).collectives
+    assert (found.kind, found.axes, found.count) == ("reduce-scatter", ("fsdp",), 4 + 1)
+    assert found.bytes == 5 * 8 * 4 * 4
+
+
 def test_a_loop_without_an_end_is_told():
     program = hlo.parse(HLO.replace("s32[] constant(7)", "s32[] parameter(1)"))
     found = cost(program, make_mesh("", jax.devices()[:1]))
@@ -235,6 +358,26 @@ def test_a_loop_without_an_end_is_told():
     undeclared = HLO.replace('"flops":"100",', "")
     remarks = cost(hlo.parse(undeclared), make_mesh("", jax.devices()[:1])).remarks
     assert "declare no cost_estimate" in remarks[0]
+
+
+CUDNN = """HloModule m
+
+ENTRY %main (x: f32[4,8,8,2], w: f32[3,3,3,2]) -> f32[4,6,6,3] {
+  %x = f32[4,8,8,2]{3,2,1,0} parameter(0)
+  %w = f32[3,3,3,2]{3,2,1,0} parameter(1)
+  %y = (f32[4,6,6,3]{3,2,1,0}, u8[0]{0}) custom-call(%x, %w), window={size=3x3}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward"
+  %dy = f32[4,6,6,3]{3,2,1,0} get-tuple-element(%y), index=0
+  %dx = (f32[4,8,8,2]{3,2,1,0}, u8[0]{0}) custom-call(%dy, %w), window={size=3x3}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBackwardInput"
+  %dw = (f32[3,3,3,2]{3,2,1,0}, u8[0]{0}) custom-call(%x, %dy), window={size=3x3}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convBackwardFilter"
+  ROOT %out = f32[4,6,6,3]{3,2,1,0} add(%dy, %dy)
+}
+"""  # noqa: E501
+
+
+def test_convolutions_of_gpus_are_counted():
+    """Forward, and both gradients: the same products each."""
+    found = cost(hlo.parse(CUDNN), make_mesh("", jax.devices()[:1]))
+    assert found.flops == 3 * 2 * 4 * 6 * 6 * 3 * 3 * 2 * 3
 
 
 def test_bounds_are_the_maker_s_figures():
@@ -296,12 +439,42 @@ def test_the_command_writes_a_table_and_json(file, tmp_path, capsys):
     assert "<- the bound" in said
 
 
-def test_the_transformer_s_rules_fit_it():
+@pytest.fixture
+def pod_transformer():
     sys.path.insert(0, str(EXPERIMENTS))
     try:
         import pod_transformer
     finally:
         sys.path.remove(str(EXPERIMENTS))
+    return pod_transformer
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("topology", "mesh"), [("v5e:16x16", "fsdp=16"), ("2*v5e:8x16", "slice=2,fsdp=16")]
+)
+def test_a_billion_parameters_for_256_chips(pod_transformer, topology, mesh):
+    config = pod_transformer.Config()
+    experiment = pod_transformer.build(config)
+    found = plan(experiment, pod(topology), mesh)
+    width, tokens, images = config.width, (config.side // 2) ** 2, config.batch // 256
+    # A block has 12 width^2 numbers that meet each token and 6 width^2 that meet each image.
+    # Forward, again in reverse mode, and backward for inputs and for weights; scores and values.
+    products = 4 * 2 * images * config.depth * (12 * tokens + 6) * width**2
+    scores = 4 * 2 * images * config.depth * 2 * tokens**2 * width
+    assert found.flops == pytest.approx(products + scores, rel=0.1)
+    # Parameters, their average and two moments in float32, over 16 chips.
+    params = jax.eval_shape(experiment.init, jax.random.key(0)).params
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert size > 1e9
+    assert found.memory["arguments"] == pytest.approx(4 * 4 * size / 16, rel=0.1)
+    # The products' parameters are gathered forward and in reverse, and their gradients are summed
+    # to where they lie, all in bfloat16; the images' are smaller than their parameters.
+    whole = 2 * config.depth * 12 * width**2
+    assert sent(found, "fsdp") == pytest.approx(3 * whole * 15 / 16, rel=0.1)
+
+
+def test_the_transformer_s_rules_fit_it(pod_transformer):
     config = pod_transformer.Config(width=128, depth=2, side=8, batch=512)
     where = pod("v5e:16x16")
     _, state, batch = places(
