@@ -78,6 +78,7 @@ class Checkpoints:
                 self._ledger.resume(step)
                 return
         say("there is no checkpoint to resume from; starts at step 0")
+        self._ledger.resume(0)
 
     def after(self, step: int, state: Any, settle: Callable[[], None]) -> None:
         """Save after a step where it is time to.
@@ -172,5 +173,7 @@ def _manager(setting: Setting, folder: Path) -> Any:
             f"not every host sees {folder}; give a folder or bucket that all share, "
             "--checkpoints gs://BUCKET/NAME"
         )
-    options = ocp.CheckpointManagerOptions(max_to_keep=setting.keep, create=True)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=setting.keep, create=True, cleanup_tmp_directories=True
+    )
     return ocp.CheckpointManager(path, options=options)

@@ -32,7 +32,8 @@ class Job:
     join_timeout: int = 300
     """Seconds to wait for the other processes."""
     lost_timeout: int = 100
-    """Seconds after which a process that is not heard of ends the job."""
+    """Seconds after which a process that is not heard of ends the job: JAX aborts all others
+    (SIGABRT), and says which it missed."""
 
 
 def parse(arguments: list[str]) -> Job:
@@ -119,7 +120,9 @@ def join(job: Job) -> None:
         sys.stdout, sys.stderr = (Numbered(stream, index) for stream in (sys.stdout, sys.stderr))
     say(
         f"process {index} of {count} on {socket.gethostname()} has joined: "
-        f"{jax.local_device_count()} of {jax.device_count()} devices are here"
+        f"{jax.local_device_count()} of {jax.device_count()} devices are here; a process that is "
+        f"not heard of for {job.lost_timeout} s ends all, and --resume goes on from the newest "
+        "checkpoint"
     )
 
 

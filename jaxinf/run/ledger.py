@@ -59,7 +59,8 @@ class Ledger:
             for line in kept
         ]
         self.folder.restart("metrics.jsonl", [json.dumps(line) for line in kept])
-        self.remarks.append(f"Resumed after step {step}.")
+        if step:
+            self.remarks.append(f"Resumed after step {step}.")
 
     def add_results(self, results: dict[str, Any]) -> None:
         """Take results in and write all there are to ``arrays.npz``."""

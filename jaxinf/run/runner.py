@@ -1,5 +1,6 @@
 """Run an experiment or a study, and write what came of it whatever happens on the way."""
 
+import gc
 import io
 import re
 import sys
@@ -270,6 +271,7 @@ def _write_report(ledger: Ledger, **context: Any) -> Path:
         return ledger.folder.path / "report.md"
     if ledger.history and ledger.history[0][1]:
         _save_figure(ledger, "training-curve", curve(ledger))
+    gc.collect()  # drawing leaves cycles that hold every frame above, and with them the state
     origin = ledger.folder.path
     if ledger.folder.settle():
         ledger.failures.append(

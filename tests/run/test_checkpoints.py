@@ -1,11 +1,13 @@
 """Resuming in one process: what is refused, what a save costs a run that it fails in."""
 
+import dataclasses
 import signal
 
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
-from tiny_experiment import batch, go, init, lines, only, tiny
+from tiny_experiment import batch, go, init, lines, only, results, tiny
 
 from jaxinf.run import RunError
 from jaxinf.run.distributed import Job, check, clustered, parse
@@ -23,7 +25,7 @@ def test_a_longer_run_goes_on_where_a_shorter_one_ended(tmp_path, steps):
     folder = go(tiny(steps=9), tmp_path / "parts", setting=Setting(every=2, resume=True))
     assert folder == only(tmp_path / "parts")
     assert f"Resumed after step {steps // 2 * 2}." in (folder / "report.md").read_text()
-    found, wanted = np.load(folder / "arrays.npz"), np.load(whole / "arrays.npz")
+    found, wanted = results(folder), results(whole)
     for name in wanted:
         np.testing.assert_array_equal(found[name], wanted[name])
     assert [line["metrics"] for line in lines(folder)] == [line["metrics"] for line in lines(whole)]
@@ -34,10 +36,50 @@ def test_only_the_newest_stay(tmp_path):
     assert sorted(one.name for one in (folder / "checkpoints").iterdir()) == ["8", "9"]
 
 
+@pytest.mark.parametrize("mesh", ["data=8", "fsdp=8"])
+def test_a_save_under_way_is_not_touched_by_later_steps(tmp_path, mesh):
+    """Later steps consume the state while it is written: each checkpoint holds its own step's."""
+    rows = 2**17
+
+    def step(key, state, batch):
+        return {"x": state["x"] + 1}, {"loss": jnp.mean(state["x"])}
+
+    count = tiny(init=lambda key: {"x": jnp.zeros((8, rows))}, step=step, evaluate={}, steps=12)
+    count = dataclasses.replace(count, draw=lambda arrays: {})
+    folder = go(count, tmp_path, setting=Setting(mesh=mesh, every=1, keep=12))
+    with ocp.StandardCheckpointer() as saved:
+        for step in range(1, 13):
+            path = folder / "checkpoints" / str(step) / "state"
+            found = saved.restore(path, {"state": {"x": np.zeros((8, rows), np.float32)}})
+            assert (found["state"]["x"] == step).all()
+
+
+def test_what_a_killed_save_left_is_removed(tmp_path):
+    folder = go(tiny(), tmp_path, setting=OFTEN)
+    left = folder / "checkpoints" / "5.orbax-checkpoint-tmp"
+    (left / "state").mkdir(parents=True)
+    go(tiny(steps=7), tmp_path, setting=Setting(every=2, resume=True))
+    assert not left.exists()
+
+
 def test_nothing_to_resume_starts(tmp_path, capsys):
     folder = go(tiny(), tmp_path, setting=Setting(every=2, resume=True))
     assert "no checkpoint to resume from" in capsys.readouterr().err
     assert len(lines(folder)) == 6
+
+
+def test_what_ended_before_its_first_checkpoint_begins_anew(tmp_path):
+    def broken(seed, step, index):
+        if step == 3:
+            raise OSError("the data are gone")
+        return batch(seed, step, index)
+
+    with pytest.raises(OSError, match="are gone"):
+        go(tiny(batch=broken), tmp_path, setting=Setting(every=100))
+    assert [line["step"] for line in lines(only(tmp_path))] == [0, 1, 2]
+    folder = go(tiny(), tmp_path, setting=Setting(resume=True))
+    assert [line["step"] for line in lines(folder)] == list(range(6))
+    assert "Resumed" not in (folder / "report.md").read_text()
 
 
 @pytest.mark.parametrize("every", [None, 0, 100])
@@ -47,21 +89,22 @@ def test_sigterm_saves_whatever_the_interval(tmp_path, every):
             signal.getsignal(signal.SIGTERM)(signal.SIGTERM, None)
         return batch(seed, step, index)
 
-    whole = np.load(go(tiny(), tmp_path / "whole") / "arrays.npz")
+    whole = results(go(tiny(), tmp_path / "whole"))
     parts = tmp_path / "parts"
     with pytest.raises(RunError, match="SIGTERM after step 3"):
         go(tiny(batch=terminated), parts, setting=Setting(every=every))
     folder = go(tiny(), parts, setting=Setting(resume=True))
     assert "Resumed after step 3." in (folder / "report.md").read_text()
+    found = results(folder)
     for name in whole:
-        np.testing.assert_array_equal(np.load(folder / "arrays.npz")[name], whole[name])
+        np.testing.assert_array_equal(found[name], whole[name])
 
 
 def test_a_finished_run_is_evaluated_again(tmp_path):
     folder = go(tiny(), tmp_path, setting=OFTEN)
-    before = dict(np.load(folder / "arrays.npz"))
+    before = results(folder)
     go(tiny(), tmp_path, setting=Setting(every=2, resume=True))
-    np.testing.assert_array_equal(np.load(folder / "arrays.npz")["noise"], before["noise"])
+    np.testing.assert_array_equal(results(folder)["noise"], before["noise"])
 
 
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path):

@@ -1,77 +1,19 @@
 """Jobs of several processes, and of one that is killed: real processes on loopback."""
 
 import json
-import os
+import re
 import signal
 import socket
 import subprocess
-import sys
 import time
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from hosts import allowed, held, two_hosts
+from jobs import EVERY, arrays, close, finish, launch, newest, run, same, several, until
 
-FILE = Path(__file__).with_name("small_job.py")
-MAIN = "from jaxinf.run.cli import main; raise SystemExit(main())"
-EVERY = ("--checkpoint-every", "5")
-
-
-def launch(out, *options, devices=4, file=FILE):
-    """Start ``jaxinf run`` with virtual devices."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices),
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    }
-    command = [sys.executable, "-c", MAIN, "run", str(file), "--out", str(out), *options]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def finish(process, seconds=240):
-    """Wait for a process; its exit status and what it printed."""
-    try:
-        text, _ = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
-    return process.returncode, text
-
-
-def run(out, *options, devices=4):
-    """Run to the end."""
-    status, text = finish(launch(out, *options, devices=devices))
-    assert status == 0, text
-    return text
-
-
-def several(out, count, *options, devices=2):
-    """Start a job of several processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = ("--processes", str(count), "--coordinator", f"127.0.0.1:{port}", *options)
-    return [launch(out, *common, "--process", str(i), devices=devices) for i in range(count)]
-
-
-def arrays(out):
-    """The results and the losses of the newest run."""
-    folder = max((out / "small_job").iterdir())
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(40))  # none twice, none missing
-    loss = np.array([line["metrics"]["loss"] for line in lines])
-    return dict(np.load(folder / "arrays.npz")) | {"losses": loss}
-
-
-def until(process, out, step, seconds=200):
-    """Wait until a checkpoint of a step lies there whole."""
-    deadline = time.monotonic() + seconds
-    while not list(out.glob(f"small_job/*/checkpoints/{step}/_CHECKPOINT_METADATA")):
-        assert process.poll() is None, finish(process)[1]
-        assert time.monotonic() < deadline, "no checkpoint came"
-        time.sleep(0.05)
+SLOW = ("--mesh", "fsdp=2", "--pause", "0.1", *EVERY)
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +24,29 @@ def whole(tmp_path_factory):
     return arrays(out)
 
 
-def same(found, whole):
-    for name in found | whole:
-        np.testing.assert_array_equal(found[name], whole[name], err_msg=name)
+def saved(out):
+    """The steps whose checkpoints are whole, and their folder."""
+    folder = newest(out) / "checkpoints"
+    return sorted(int(one.name) for one in folder.glob("*") if one.name.isdigit()), folder
+
+
+def taken(out):
+    """How many steps the metrics tell of."""
+    text = "".join(one.read_text() for one in out.glob("small_job/*/metrics.jsonl"))
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    return json.loads(lines[-1])["step"] + 1 if lines else 0
+
+
+def truncate(folder):
+    """Cut every file of a checkpoint's state in half; what marks the checkpoint."""
+    for file in [one for one in (folder / "state").rglob("*") if one.is_file()]:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    return mark(folder)
+
+
+def mark(folder):
+    """What tells a checkpoint from another one in its place."""
+    return folder.name, (folder / "state" / "_METADATA").stat().st_mtime_ns
 
 
 @pytest.mark.parametrize(("count", "devices"), [(2, 2), (4, 1)])
@@ -98,8 +60,7 @@ def test_several_processes_agree_with_one(tmp_path, whole, count, devices):
         assert text.count("report.md") == (i == 0)
     found = arrays(tmp_path)
     np.testing.assert_allclose(found["losses"][:2], whole["losses"][:2], rtol=1e-6)
-    for name in whole:  # forty steps of Adam, each to rounding
-        np.testing.assert_allclose(found[name], whole[name], rtol=1e-4, atol=1e-5)
+    close(found, whole)
 
 
 def test_a_killed_run_goes_on_bitwise(tmp_path, whole):
@@ -108,13 +69,8 @@ def test_a_killed_run_goes_on_bitwise(tmp_path, whole):
     until(process, tmp_path, 15)
     process.kill()
     process.communicate()
-    (folder,) = (tmp_path / "small_job").iterdir()
-    steps = sorted(
-        int(one.name) for one in (folder / "checkpoints").iterdir() if one.name.isdigit()
-    )
-    damaged = folder / "checkpoints" / str(steps[-1]) / "state"
-    for file in [one for one in damaged.rglob("*") if one.is_file()]:
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    steps, folder = saved(tmp_path)
+    truncate(folder / str(steps[-1]))
     text = run(tmp_path, "--mesh", "fsdp=2", "--resume", *EVERY)
     assert f"checkpoint {steps[-1]} cannot be read" in text
     assert f"resumes after step {steps[-2]}" in text
@@ -143,9 +99,7 @@ def test_another_number_of_devices(tmp_path, whole):
     run(tmp_path, "--steps", "20", "--resume", "--mesh", "fsdp=2,tensor=2", *EVERY, devices=4)
     text = run(tmp_path, "--resume", "--mesh", "fsdp=4", *EVERY, devices=16)
     assert "resumes after step 20" in text
-    found = arrays(tmp_path)
-    for name in whole:
-        np.testing.assert_allclose(found[name], whole[name], rtol=1e-4, atol=1e-5)
+    close(arrays(tmp_path), whole)
 
 
 def test_a_process_that_never_comes_is_named(tmp_path):
@@ -169,15 +123,124 @@ def test_a_process_that_dies_ends_the_job(tmp_path):
     assert time.monotonic() - start < 60
 
 
+def strike(process, out, kind, random):
+    """Wait for a moment of a kind and end the process there; its status, and what it printed."""
+    deadline, before = time.monotonic() + 100, taken(out)
+    if kind == "start":
+        time.sleep(random.uniform(0, 4))
+    else:
+        target = before + random.integers(5, 12)
+        while taken(out) < target:
+            assert process.poll() is None, finish(process)[1]
+            assert time.monotonic() < deadline, "no step was taken"
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.2))
+    while kind == "save" and not list(out.glob("small_job/*/checkpoints/*-tmp*")):
+        assert process.poll() is None, finish(process)[1]
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM if kind == "term" else signal.SIGKILL)
+    return finish(process, 60)
+
+
 @pytest.mark.soak
-def test_twenty_kills_change_nothing(tmp_path, whole):
-    """SIGKILL at random moments, of the start, of a step or of a save; then it is let finish."""
-    random = np.random.default_rng(0)
-    options = ("--mesh", "fsdp=2", "--pause", "0.1", "--resume", "--checkpoint-every", "2")
-    for _ in range(20):
-        process = launch(tmp_path, *options)
-        time.sleep(random.uniform(3, 14))
-        process.kill()
-        process.communicate()
-    run(tmp_path, "--mesh", "fsdp=2", "--resume", *EVERY)
+def test_twenty_kills_change_nothing(tmp_path):
+    """SIGKILL at the start, in a step, in a save; SIGTERM; the newest checkpoint cut in half."""
+    run(tmp_path / "whole", "--mesh", "fsdp=2", "--steps", "300")
+    random, out = np.random.default_rng(0), tmp_path / "killed"
+    options = ("--mesh", "fsdp=2", "--steps", "300", "--resume", *EVERY)
+    here, damaged = 0, set()
+    for kind in random.permutation(["start", "step", "save", "term", "cut"] * 4):
+        status, text = strike(launch(out, *options, "--pause", "0.05"), out, kind, random)
+        print(f"{kind}: {status}, {here} -> {taken(out)} steps")
+        found = re.search(r"resumes after step (\d+)", text)
+        assert found is None or int(found[1]) == here, text
+        assert found or kind == "start" or here == 0, text
+        steps, folder = saved(out) if (out / "small_job").is_dir() else ([], out)
+        steps = [0] + [one for one in steps if mark(folder / str(one)) not in damaged]
+        here = steps[-1]
+        if kind == "term":
+            assert status == 75, text
+            assert f"ended by SIGTERM after step {here};" in text
+        else:
+            assert status == -signal.SIGKILL, text
+        if kind != "start":
+            assert taken(out) - here < 10  # a save begins when the one before is done
+        if kind == "cut":
+            damaged.add(truncate(folder / str(here)))
+            here = steps[-2]
+    text = run(out, *options)
+    assert f"resumes after step {here}" in text
+    assert not list(out.glob("small_job/*/checkpoints/*-tmp*"))
+    same(arrays(out, 300), arrays(tmp_path / "whole", 300))
+
+
+@pytest.mark.soak
+def test_sigterm_to_one_of_two_ends_both_after_the_same_step(tmp_path, whole):
+    both = several(tmp_path, 2, *SLOW)
+    until(both[0], tmp_path, 5)
+    both[1].send_signal(signal.SIGTERM)
+    for status, text in [finish(one, 100) for one in both]:
+        (*_, step), _ = saved(tmp_path)
+        assert status == 75, text
+        assert f"ended by SIGTERM after step {step};" in text
+    text = run(tmp_path, "--mesh", "fsdp=2", "--resume", *EVERY)
+    assert f"resumes after step {step}" in text
+    close(arrays(tmp_path), whole)
+
+
+@pytest.mark.soak
+def test_a_cable_that_is_cut_ends_both_hosts(tmp_path, whole):
+    """Each process ends when it has not heard of the other; one goes on with what was saved."""
+    with two_hosts() as (*hosts, cut):
+        common = ("--processes", "2", "--coordinator", "10.77.0.1:4000", "--lost-timeout", "10")
+        both = [
+            launch(tmp_path, *common, "--process", str(i), *SLOW, devices=2, within=host)
+            for i, host in enumerate(hosts)
+        ]
+        until(both[0], tmp_path, 5)
+        cut()
+        start = time.monotonic()
+        with ThreadPoolExecutor() as pool:
+            ended = list(pool.map(lambda one: finish(one, 60), both))
+        seconds = time.monotonic() - start
+    print(f"both ended {seconds:.1f} s after the cut")
+    assert seconds < 10 + 15
+    for status, text in ended:
+        assert status == -signal.SIGABRT, text
+        assert "a process that is not heard of for 10 s ends all" in text
+    assert "stopped sending heartbeats" in ended[0][1]
+    assert "Heartbeat" in ended[1][1]
+    (*_, step), _ = saved(tmp_path)
+    assert step >= 5
+    text = run(tmp_path, "--mesh", "fsdp=2", "--resume", *EVERY)
+    assert f"resumes after step {step}" in text
+    close(arrays(tmp_path), whole)
+
+
+@pytest.mark.soak
+def test_a_disk_that_fills_costs_checkpoints_alone(tmp_path, whole):
+    """Two checkpoints fit a disk of 300 KiB; with space the run goes on from the second."""
+    allowed("-m")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    options = ("--mesh", "fsdp=2", "--checkpoints", str(disk), *EVERY)
+    with held("unshare", "-rm") as user:
+        within = [*user, "-m"]
+
+        def tell(text):
+            return subprocess.check_output([*within, "sh", "-ec", text], text=True)
+
+        tell(f"mount -t tmpfs -o size=300k none '{disk}'")
+        status, text = finish(launch(tmp_path, *options, within=within))
+        assert status == 1, text
+        assert "the run is incomplete: checkpoint: " in text
+        assert "No space left on device" in text.splitlines()[-1]
+        same(arrays(tmp_path), whole)
+        steps = sorted(int(name) for name in tell(f"ls '{disk}'").split() if name.isdigit())
+        assert steps == [5, 10]
+        tell(f"mount -o remount,size=10m '{disk}'")
+        status, text = finish(launch(tmp_path, *options, "--resume", within=within))
+        assert status == 0, text
+        assert "resumes after step 10" in text
+        assert tell(f"ls '{disk}'").split() == ["30", "35", "40"]
     same(arrays(tmp_path), whole)

@@ -1,7 +1,9 @@
+import gc
 import itertools
 import json
 import re
 import sys
+import weakref
 
 import chex
 import jax
@@ -245,3 +247,21 @@ def test_check(field, value, mend):
 def test_seeds_below_one(tmp_path):
     with pytest.raises(ValueError, match=r"seeds must be >= 1, got 0\. Pass seeds=1"):
         go(tiny(), tmp_path, seeds=0)
+
+
+def test_a_run_that_ended_holds_nothing(tmp_path):
+    """What drawing leaves behind would hold the frames of the caller, and the training state."""
+
+    class Thing:
+        """What a caller has."""
+
+    def call():
+        thing = Thing()
+        go(tiny(), tmp_path)
+        return weakref.ref(thing)
+
+    gc.disable()
+    try:
+        assert call()() is None
+    finally:
+        gc.enable()

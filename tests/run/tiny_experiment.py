@@ -75,3 +75,8 @@ def only(directory):
 
 def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def results(folder):
+    with np.load(folder / "arrays.npz") as found:
+        return dict(found)
