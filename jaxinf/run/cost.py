@@ -202,7 +202,8 @@ def _held(found: list[Shape]) -> float:
 
 def _operands(computation: dict[str, Instruction], one: Instruction) -> float:
     """Return the bytes of main memory that an instruction's operands have."""
-    return sum(_held(computation[name].shapes) for name in one.operands if name in computation)
+    held = (_held(computation[name].shapes) for name in one.operands if name in computation)
+    return float(sum(held))
 
 
 def _outputs(

@@ -341,7 +341,7 @@ ENTRY %main (a: f32[8,4]) -> f32[8,4] {
   %last = f32[1,4] fusion(%a), kind=kCustom, calls=%all-reduce-scatter.2
   ROOT %out = f32[8,4] get-tuple-element(%loop), index=1
 }
-"""
+"""  # noqa: E501
 
 
 def test_a_collective_of_two_fusions_counts_once_for_each_caller():
