@@ -58,6 +58,9 @@ def batch_vmap(function: Callable[..., Any]) -> Callable[..., Any]:
         names, parts = _in_force()
         sizes = {leaf.shape[0] for leaf in jax.tree.leaves(args)}
         divided = parts > 1 and all(size % parts == 0 for size in sizes)
+        mesh = jax.sharding.get_abstract_mesh()
+        if jax.__version_info__ < (0, 12) and mesh.shape.get("sequence", 1) > 1:
+            divided = False  # that JAX refuses a shard_map over the sequence's axis within
         return jax.vmap(function, spmd_axis_name=names if divided else None)(*args)
 
     return batched
