@@ -45,7 +45,7 @@ def batch_vmap(function: Callable[..., Any]) -> Callable[..., Any]:
     """``jax.vmap`` of a function of one example, whose batch lies over the mesh in force.
 
     Inside, :func:`stay` keeps what is computed for an example on the devices that hold it. Without
-    a mesh, and where it does not divide the batch, it is ``jax.vmap``.
+    a mesh, and where it does not divide the batch or divides a sequence too, it is ``jax.vmap``.
 
     Args:
       function: of one example.
@@ -58,9 +58,8 @@ def batch_vmap(function: Callable[..., Any]) -> Callable[..., Any]:
         names, parts = _in_force()
         sizes = {leaf.shape[0] for leaf in jax.tree.leaves(args)}
         divided = parts > 1 and all(size % parts == 0 for size in sizes)
-        mesh = jax.sharding.get_abstract_mesh()
-        if jax.__version_info__ < (0, 12) and mesh.shape.get("sequence", 1) > 1:
-            divided = False  # that JAX refuses a shard_map over the sequence's axis within
+        if jax.sharding.get_abstract_mesh().shape.get("sequence", 1) > 1:
+            divided = False  # JAX refuses a shard_map over one more axis within a divided vmap
         return jax.vmap(function, spmd_axis_name=names if divided else None)(*args)
 
     return batched
