@@ -7,7 +7,19 @@ costs; ``from jaxinf import process`` works as for any package.
 import importlib
 from typing import Any
 
-_ROOMS = ("core", "diagnostics", "nets", "process", "sampler", "score", "data", "run", "testing")
+_ROOMS = (
+    "core",
+    "diagnostics",
+    "nets",
+    "target",
+    "process",
+    "mcmc",
+    "sampler",
+    "score",
+    "data",
+    "run",
+    "testing",
+)
 
 __version__ = "0.1.0"
 __all__ = ["__version__", *_ROOMS]  # pyrefly: ignore

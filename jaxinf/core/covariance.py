@@ -18,6 +18,10 @@ class Covariance(Protocol):
         """L z: white noise to noise of covariance C."""
         ...
 
+    def sqrt_transpose(self, x: Array) -> Array:
+        """L^T x: the gradient of a function of L z with respect to z, from that by L z."""
+        ...
+
     def whiten(self, x: Array) -> Array:
         """L^-1 x: noise of covariance C to white noise."""
         ...
@@ -48,6 +52,10 @@ class Diagonal:
     def sqrt(self, z: Array) -> Array:
         """Return L z."""
         return self.scale * z
+
+    def sqrt_transpose(self, x: Array) -> Array:
+        """Return L^T x."""
+        return self.scale * x
 
     def whiten(self, x: Array) -> Array:
         """Return L^-1 x."""
@@ -88,6 +96,10 @@ class Dense:
     def sqrt(self, z: Array) -> Array:
         """Return L z."""
         return (self.factor @ self._rows(z)).reshape(z.shape)
+
+    def sqrt_transpose(self, x: Array) -> Array:
+        """Return L^T x."""
+        return (self.factor.T @ self._rows(x)).reshape(x.shape)
 
     def whiten(self, x: Array) -> Array:
         """Return L^-1 x."""

@@ -1,0 +1,197 @@
+"""Chains from start to end as one compiled program."""
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxinf.core import Key, batch_vmap, check_key, spread
+from jaxinf.core.progress import tick
+from jaxinf.mcmc.adaptation import (
+    Metric,
+    averaged,
+    dense,
+    diagonal,
+    first_step,
+    steps_from,
+    windows,
+    with_step,
+)
+from jaxinf.mcmc.hmc import HMC
+from jaxinf.mcmc.kernel import Info, Kernel, State
+from jaxinf.mcmc.random_walk import RandomWalk
+from jaxinf.target import Target
+
+TRIES = 20
+"""Random starts of a chain, of which the first with a finite density is taken."""
+
+
+class Run(NamedTuple):
+    """What chains found."""
+
+    draws: Float[Array, "chains draws dim"]
+    """Positions; ``jax.vmap(jax.vmap(target.constrain))(run.draws)`` are the values."""
+    info: Info
+    """Of every transition, [chains, draws]."""
+    kernel: Any
+    """As warm-up left it."""
+    state: State
+    """Of every chain at the end."""
+    warmup_gradients: Int[Array, " chains"]
+
+
+def sample(
+    key: Key,
+    kernel: Kernel,
+    target: Target,
+    *,
+    chains: int = 4,
+    warmup: int = 1000,
+    draws: int = 1000,
+    metric: Metric | None = None,
+    start: Float[Array, "chains dim"] | None = None,
+    progress: bool = False,
+) -> Run:
+    """Draw from a target by Markov chains, warm-up included.
+
+    Compiled once for a kernel's and a target's kind and shapes: other data, step sizes and keys
+    recompile nothing. Composes under ``jit`` and ``vmap``; with a mesh in force
+    (``jax.set_mesh``) the chains lie over its batch axes.
+
+    Args:
+      key: a typed key. A chain's draws do not depend on how many there are except through warm-up,
+        which all chains share.
+      kernel: ``nuts()``, ``hmc()``, ``mala()``, ``random_walk()``, or anything that is a
+        :class:`Kernel`.
+      target: what to draw from.
+      chains: how many, side by side.
+      warmup: steps in which step size and metric are adapted, and which are not kept. All chains
+        adapt together: one step size, and one metric from the draws of all.
+      draws: of each chain.
+      metric: how the metric is learned: ``dense()``, by default up to 100 numbers, or
+        ``diagonal()``.
+      start: positions; by default drawn from [-2, 2] until the density is finite.
+      progress: whether a bar counts the steps.
+
+    Returns:
+      :class:`Run`.
+
+    Raises:
+      ValueError: when there is no chain, for a number of draws or steps below zero, and for starts
+        of another shape.
+    """
+    check_key(key)
+    for name, value, least in (("chains", chains, 1), ("warmup", warmup, 0), ("draws", draws, 0)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}.")
+    if start is not None and jnp.shape(start) != (chains, target.dim):
+        raise ValueError(
+            f"start must have shape {(chains, target.dim)}, a position for every chain, got "
+            f"{jnp.shape(start)}."
+        )
+    if metric is None:
+        metric = dense() if target.dim <= 100 else diagonal()
+    return _sample(key, kernel, target, metric, start, chains, warmup, draws, progress)
+
+
+@partial(jax.jit, static_argnames=("chains", "warmup", "draws", "progress"))
+def _sample(
+    key: Key,
+    kernel: Any,
+    target: Any,
+    metric: Any,
+    start: Array | None,
+    chains: int,
+    warmup: int,
+    draws: int,
+    progress: bool,
+) -> Run:
+    """See :func:`sample`."""
+    key_start, key_warmup, key_draws = jax.random.split(key, 3)
+    index = jnp.arange(chains)
+    if start is None:
+        start = jax.vmap(partial(_start, key_start, target))(index)
+    state = batch_vmap(partial(kernel.init, target))(spread(start))
+
+    def step(kernel: Any, key: Key, state: State) -> tuple[State, Info]:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+        return batch_vmap(lambda key, state: kernel.step(key, target, state))(keys, state)
+
+    gradients = jnp.zeros(chains, jnp.int32)
+    if warmup:
+        kernel, state, gradients = _warm_up(
+            key_warmup, kernel, metric, state, step, target, warmup, progress
+        )
+
+    def draw(state: State, i: Array) -> tuple[State, tuple[Array, Info]]:
+        state, info = step(kernel, jax.random.fold_in(key_draws, i), state)
+        if progress:
+            tick(i, draws, "draws")
+        return state, (state.z, info)
+
+    state, (z, info) = jax.lax.scan(draw, state, jnp.arange(draws))
+    z, info = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), (z, info))
+    return Run(z, info, kernel, state, gradients)
+
+
+def _start(key: Key, target: Any, index: Array) -> Array:
+    """Return the first of some random positions where density and gradient are finite."""
+    keys = jax.random.split(jax.random.fold_in(key, index), TRIES)
+    z = jax.vmap(lambda key: jax.random.uniform(key, (target.dim,), minval=-2, maxval=2))(keys)
+    value, slope = jax.vmap(jax.value_and_grad(target.log_prob))(z)
+    good = jnp.isfinite(value) & jnp.all(jnp.isfinite(slope), axis=1)
+    return z[jnp.argmax(good)]
+
+
+def _warm_up(
+    key: Key,
+    kernel: Any,
+    metric: Any,
+    state: State,
+    step: Any,
+    target: Any,
+    warmup: int,
+    progress: bool,
+) -> tuple[Any, State, Array]:
+    """Adapt a kernel on all chains together."""
+    key_first, key_steps = jax.random.split(key)
+    none = metric.none(state.z[0])
+    kernel = dataclasses.replace(
+        kernel,
+        step_size=jnp.asarray(kernel.step_size, state.z.dtype),
+        metric=metric.start(kernel.metric, state.z[0]),
+    )
+
+    def acceptance(kernel: Any) -> Array:
+        keys = jax.random.split(key_first, state.z.shape[0])
+        one = HMC(kernel.step_size, kernel.metric, 1)
+        info = jax.vmap(lambda key, state: one.step(key, target, state)[1])(keys, state)
+        return jnp.mean(info.acceptance)
+
+    if not isinstance(kernel, RandomWalk):
+        kernel = first_step(kernel, acceptance)
+
+    def body(carry: Any, slot: Any) -> Any:
+        kernel, steps, moments, state = carry
+        i, mark = slot
+        kernel = with_step(kernel, steps.log_step)
+        state, info = step(kernel, jax.random.fold_in(key_steps, i), state)
+        steps = averaged(steps, jnp.mean(info.acceptance), kernel.goal)
+        moments = jax.lax.cond(mark > 0, lambda: metric.add(moments, state.z), lambda: moments)
+
+        def renewed() -> Any:
+            new = dataclasses.replace(kernel, metric=metric.covariance(moments))
+            return new, steps_from(jnp.exp(steps.mean)), none
+
+        kernel, steps, moments = jax.lax.cond(mark == 2, renewed, lambda: (kernel, steps, moments))
+        if progress:
+            tick(i, warmup, "warm-up")
+        return (kernel, steps, moments, state), info.gradients
+
+    start = kernel, steps_from(kernel.step_size), none, state
+    slots = jnp.arange(warmup), jnp.asarray(windows(warmup))
+    (kernel, steps, _, state), gradients = jax.lax.scan(body, start, slots)
+    return with_step(kernel, steps.mean), state, jnp.sum(gradients, axis=0)
