@@ -2,8 +2,8 @@
 
 Command: ``jaxinf run experiments/runner_overhead.py``
 Hardware: any; a ratio within one run, interleaved, of the medians.
-Expected: 0.90 to 0.97 at steps of 5 ms, as the runner makes the next batch while a step computes; in
-short runs its set-up shows, 0.2 s.
+Expected: 0.90 to 0.97 at steps of 5 ms, as the runner makes the next batch while a step computes;
+in short runs its set-up shows, 0.2 s.
 """
 
 import contextlib
