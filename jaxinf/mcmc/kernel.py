@@ -39,9 +39,15 @@ class Info(NamedTuple):
 class Kernel(Protocol):
     """A transition that leaves a target's density as it is; one chain, batches by ``jax.vmap``."""
 
-    step_size: Leaf
-    metric: Leaf
-    """The covariance by which steps are scaled, about the target's own."""
+    @property
+    def step_size(self) -> Leaf:
+        """Of a step, in the metric's standard deviations."""
+        ...
+
+    @property
+    def metric(self) -> Leaf:
+        """The covariance by which steps are scaled, about the target's own."""
+        ...
 
     @property
     def goal(self) -> float:
