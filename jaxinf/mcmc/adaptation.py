@@ -161,12 +161,14 @@ def averaged(steps: Steps, acceptance: Array, goal: float) -> Steps:
 def windows(warmup: int) -> np.ndarray:
     """Return for each step of warm-up 0 (metric kept), 1 (draws gathered) or 2 (metric renewed).
 
-    The first 15 and the last 10 per cent, at most 75 and 50 steps, are the step size's alone; the
-    rest is divided into windows of 25 steps and twice as many each time.
+    The first 10 steps, at most 5 per cent, find the target; the last 50, at most 10 per cent, are
+    the step size's alone. Between them lie windows of 15 steps and twice as many each time. The
+    first are that early and short because a step costs up to a thousand gradients before scales
+    are known and a few after, and because chains together need few steps for a rough covariance.
     """
-    first, last = min(75, int(0.15 * warmup)), min(50, int(0.1 * warmup))
+    first, last = min(10, int(0.05 * warmup)), min(50, int(0.1 * warmup))
     marks = np.zeros(warmup, np.int32)
-    start, size, stop = first, 25, warmup - last
+    start, size, stop = first, 15, warmup - last
     marks[start:stop] = 1
     while start < stop:
         end = start + size if start + 3 * size <= stop else stop

@@ -83,9 +83,10 @@ def test_windows_end_before_the_last_steps(warmup):
     ends = np.flatnonzero(marks == 2)
     if warmup >= 150:
         assert ends[-1] == warmup - min(50, warmup // 10) - 1
-        assert marks[: min(75, int(0.15 * warmup))].max() == 0
-        lengths = np.diff(np.concatenate([[min(75, int(0.15 * warmup)) - 1], ends]))
-        assert lengths[0] >= 25
+        first = min(10, warmup // 20)
+        assert marks[:first].max() == 0
+        lengths = np.diff(np.concatenate([[first - 1], ends]))
+        assert lengths[0] == 15
         assert (lengths[1:] >= lengths[:-1]).all()
 
 
