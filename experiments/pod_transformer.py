@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxinf import core, nets, process, score
+from jaxinf import nets, process, score
 from jaxinf.run import Experiment
 from jaxinf.run.mesh import Rule
 
@@ -66,12 +66,9 @@ def build(config: Config) -> Experiment:
         x = np.stack([draw.normal(size=shape).astype(np.float32) for draw in draws])
         return x, np.array([draw.integers(1000) for draw in draws], np.int32)
 
-    def step(key, state, batch):
-        return training.step(key, state, core.spread(batch))
-
     return Experiment(
         init=init,
-        step=step,
+        step=training.step,
         batch=batch,
         evaluate={},
         draw=lambda arrays: {},

@@ -20,9 +20,7 @@ from jaxinf.mcmc.adaptation import (
     windows,
     with_step,
 )
-from jaxinf.mcmc.hmc import HMC
 from jaxinf.mcmc.kernel import Info, Kernel, State
-from jaxinf.mcmc.random_walk import RandomWalk
 from jaxinf.target import Target
 
 TRIES = 20
@@ -51,7 +49,7 @@ def sample(
     chains: int = 4,
     warmup: int = 1000,
     draws: int = 1000,
-    metric: Metric | None = None,
+    learn: Metric | None = None,
     start: Float[Array, "chains dim"] | None = None,
     progress: bool = False,
 ) -> Run:
@@ -71,7 +69,7 @@ def sample(
       warmup: steps in which step size and metric are adapted, and which are not kept. All chains
         adapt together: one step size, and one metric from the draws of all.
       draws: of each chain.
-      metric: how the metric is learned: ``dense()``, by default up to 100 numbers, or
+      learn: how the metric is learned: ``dense()``, by default up to 100 numbers, or
         ``diagonal()``.
       start: positions; by default drawn from [-2, 2] until the density is finite.
       progress: whether a bar counts the steps.
@@ -92,9 +90,9 @@ def sample(
             f"start must have shape {(chains, target.dim)}, a position for every chain, got "
             f"{jnp.shape(start)}."
         )
-    if metric is None:
-        metric = dense() if target.dim <= 100 else diagonal()
-    return _sample(key, kernel, target, metric, start, chains, warmup, draws, progress)
+    if learn is None:
+        learn = dense() if target.dim <= 100 else diagonal()
+    return _sample(key, kernel, target, learn, start, chains, warmup, draws, progress)
 
 
 @partial(jax.jit, static_argnames=("chains", "warmup", "draws", "progress"))
@@ -102,7 +100,7 @@ def _sample(
     key: Key,
     kernel: Any,
     target: Any,
-    metric: Any,
+    learn: Any,
     start: Array | None,
     chains: int,
     warmup: int,
@@ -123,7 +121,7 @@ def _sample(
     gradients = jnp.zeros(chains, jnp.int32)
     if warmup:
         kernel, state, gradients = _warm_up(
-            key_warmup, kernel, metric, state, step, target, warmup, progress
+            key_warmup, kernel, learn, state, step, target, warmup, progress
         )
 
     def draw(state: State, i: Array) -> tuple[State, tuple[Array, Info]]:
@@ -149,7 +147,7 @@ def _start(key: Key, target: Any, index: Array) -> Array:
 def _warm_up(
     key: Key,
     kernel: Any,
-    metric: Any,
+    learn: Any,
     state: State,
     step: Any,
     target: Any,
@@ -158,21 +156,19 @@ def _warm_up(
 ) -> tuple[Any, State, Array]:
     """Adapt a kernel on all chains together."""
     key_first, key_steps = jax.random.split(key)
-    none = metric.none(state.z[0])
+    none = learn.none(state.z[0])
     kernel = dataclasses.replace(
         kernel,
         step_size=jnp.asarray(kernel.step_size, state.z.dtype),
-        metric=metric.start(kernel.metric, state.z[0]),
+        metric=learn.start(kernel.metric, state.z[0]),
     )
 
     def acceptance(kernel: Any) -> Array:
         keys = jax.random.split(key_first, state.z.shape[0])
-        one = HMC(kernel.step_size, kernel.metric, 1)
-        info = jax.vmap(lambda key, state: one.step(key, target, state)[1])(keys, state)
+        info = jax.vmap(lambda key, one: kernel.probe().step(key, target, one)[1])(keys, state)
         return jnp.mean(info.acceptance)
 
-    if not isinstance(kernel, RandomWalk):
-        kernel = first_step(kernel, acceptance)
+    kernel = first_step(kernel, acceptance)
 
     def body(carry: Any, slot: Any) -> Any:
         kernel, steps, moments, state = carry
@@ -180,10 +176,10 @@ def _warm_up(
         kernel = with_step(kernel, steps.log_step)
         state, info = step(kernel, jax.random.fold_in(key_steps, i), state)
         steps = averaged(steps, jnp.mean(info.acceptance), kernel.goal)
-        moments = jax.lax.cond(mark > 0, lambda: metric.add(moments, state.z), lambda: moments)
+        moments = jax.lax.cond(mark > 0, lambda: learn.add(moments, state.z), lambda: moments)
 
         def renewed() -> Any:
-            new = dataclasses.replace(kernel, metric=metric.covariance(moments))
+            new = dataclasses.replace(kernel, metric=learn.covariance(moments))
             return new, steps_from(jnp.exp(steps.mean)), none
 
         kernel, steps, moments = jax.lax.cond(mark == 2, renewed, lambda: (kernel, steps, moments))

@@ -7,7 +7,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinf.core import Covariance, Key, Leaf, record, static, white
-from jaxinf.mcmc.kernel import DIVERGED, Info, State, begin, choose, energy, leapfrog
+from jaxinf.mcmc.kernel import (
+    DIVERGED,
+    Info,
+    State,
+    begin,
+    check_step_size,
+    choose,
+    energy,
+    leapfrog,
+)
 from jaxinf.target import Target
 
 
@@ -23,6 +32,10 @@ class HMC:
     def goal(self) -> float:
         """The acceptance that warm-up seeks."""
         return 0.574 if self.steps == 1 else 0.8
+
+    def probe(self) -> "HMC":
+        """Return the kernel of one step."""
+        return HMC(self.step_size, self.metric, 1)
 
     def init(self, target: Target, z: Float[Array, " dim"]) -> State:
         """Return a chain's state at a position."""
@@ -96,9 +109,3 @@ def mala(step_size: float = 0.5, *, metric: Covariance | None = None) -> HMC:
       diffusions", JRSS B 1998, equation (1); the acceptance sought is its 0.574.
     """
     return hmc(1, step_size, metric=metric)
-
-
-def check_step_size(step_size: float) -> None:
-    """Raise for a step that is not positive."""
-    if not isinstance(step_size, jax.core.Tracer) and not step_size > 0:
-        raise ValueError(f"step_size must be positive, got {step_size}.")

@@ -54,6 +54,10 @@ class Kernel(Protocol):
         """The acceptance that warm-up seeks."""
         ...
 
+    def probe(self) -> "Kernel":
+        """Return a cheap kernel whose acceptance tells whether the step size is of the order."""
+        ...
+
     def init(self, target: Target, z: Float[Array, " dim"]) -> State:
         """Return a chain's state at a position."""
         ...
@@ -94,3 +98,9 @@ def energy(state: State, r: Array) -> Float[Array, ""]:
 def choose(accept: Any, new: State, old: State) -> State:
     """Return one of two states."""
     return jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, old)
+
+
+def check_step_size(step_size: float) -> None:
+    """Raise for a step that is not positive."""
+    if not isinstance(step_size, jax.core.Tracer) and not step_size > 0:
+        raise ValueError(f"step_size must be positive, got {step_size}.")

@@ -7,8 +7,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxinf.core import Covariance, Key, Leaf, carry, record, static, white
-from jaxinf.mcmc.hmc import check_step_size
-from jaxinf.mcmc.kernel import DIVERGED, Info, State, begin, choose, energy, leapfrog
+from jaxinf.mcmc.hmc import HMC
+from jaxinf.mcmc.kernel import (
+    DIVERGED,
+    Info,
+    State,
+    begin,
+    check_step_size,
+    choose,
+    energy,
+    leapfrog,
+)
 from jaxinf.target import Target
 
 
@@ -67,6 +76,10 @@ class NUTS:
     def goal(self) -> float:
         """The acceptance that warm-up seeks."""
         return 0.8
+
+    def probe(self) -> HMC:
+        """Return the trajectory of one step."""
+        return HMC(self.step_size, self.metric, 1)
 
     def init(self, target: Target, z: Float[Array, " dim"]) -> State:
         """Return a chain's state at a position."""

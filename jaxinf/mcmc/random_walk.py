@@ -5,8 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinf.core import Covariance, Key, Leaf, record, white
-from jaxinf.mcmc.hmc import check_step_size
-from jaxinf.mcmc.kernel import Info, State, choose
+from jaxinf.mcmc.kernel import Info, State, check_step_size, choose
 from jaxinf.target import Target
 
 
@@ -21,6 +20,10 @@ class RandomWalk:
     def goal(self) -> float:
         """The acceptance that warm-up seeks."""
         return 0.234
+
+    def probe(self) -> "RandomWalk":
+        """Return the kernel itself, which is as cheap as they come."""
+        return self
 
     def init(self, target: Target, z: Float[Array, " dim"]) -> State:
         """Return a chain's state at a position; gradients are neither taken nor needed."""
