@@ -210,7 +210,7 @@ def draw(arrays: dict[str, Any]) -> dict[str, Any]:
         for i, label in enumerate(labels):
             places = np.arange(len(names)) + 0.2 * (i - (len(labels) - 1) / 2)
             axis.barh(places, [float(arrays[n][label][unit]) for n in names], 0.18, label=label)
-        axis.set(xscale="log", xlabel=title, yticks=range(len(names)))
+        axis.set(xlabel=title, yticks=range(len(names)))
         axis.set_yticklabels([name.split("-")[0] for name in names])
     axis.legend()
     return {"efficiency": figure}
