@@ -43,9 +43,17 @@ def test_an_autoregression_is_worth_what_it_is(x64):
     """N (1 - a) / (1 + a); the estimate's own error is some per cent at this length."""
     x = jnp.asarray(chains(20_000, 0.8)[..., :2])
     np.testing.assert_allclose(diagnostics.ess(x), 80_000 * 0.2 / 1.8, rtol=0.1)
+    np.testing.assert_allclose(diagnostics.ess_bulk(x), 80_000 * 0.2 / 1.8, rtol=0.1)
     assert (diagnostics.rhat(x) < 1.01).all()
     apart = x + jnp.arange(4.0)[:, None, None]
     assert (diagnostics.rhat(apart) > 1.1).all()
+
+
+def test_a_chain_of_another_scale_is_seen(x64):
+    """The means agree and the tails do not: one chain holds nearly all of them."""
+    x = jnp.asarray(chains(1000, 0.3)[..., :2]) * jnp.array([1.0, 1.0, 1.0, 4.0])[:, None, None]
+    assert (diagnostics.rhat(x) > 1.1).all()
+    assert (diagnostics.ess_tail(x) < 0.1 * diagnostics.ess_bulk(x)).all()
 
 
 def test_constants_and_what_is_not_finite():
