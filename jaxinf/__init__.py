@@ -13,6 +13,7 @@ _ROOMS = (
     "nets",
     "target",
     "process",
+    "markov",
     "mcmc",
     "sampler",
     "score",

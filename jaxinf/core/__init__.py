@@ -5,12 +5,14 @@ from jaxinf.core.band import Band
 from jaxinf.core.brownian import Brownian, BrownianPath, brownian
 from jaxinf.core.checks import check_batch, check_key
 from jaxinf.core.covariance import Covariance, Dense, Diagonal, add, dense, white
+from jaxinf.core.finite import Finite, finite
 from jaxinf.core.laws import Gaussian, Mixture, gaussian, log_prob, mixture
 from jaxinf.core.noise import Independent, Noise, normal
 from jaxinf.core.record import record, static
 from jaxinf.core.scan import carry, concretely, is_concrete, runge_kutta
 from jaxinf.core.spread import AXES, BATCH, batch_vmap, spread, stay
 from jaxinf.core.trace import Exact, Hutchinson, Trace, exact, hutchinson, value_and_trace
+from jaxinf.core.triangular import triangular
 from jaxinf.core.types import Key, Leaf, PyTree, Scalar
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "Dense",
     "Diagonal",
     "Exact",
+    "Finite",
     "Gaussian",
     "Hutchinson",
     "Independent",
@@ -43,6 +46,7 @@ __all__ = [
     "dense",
     "divide",
     "exact",
+    "finite",
     "gaussian",
     "hutchinson",
     "is_concrete",
@@ -55,6 +59,7 @@ __all__ = [
     "spread",
     "static",
     "stay",
+    "triangular",
     "value_and_trace",
     "white",
 ]

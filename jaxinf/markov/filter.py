@@ -1,0 +1,249 @@
+"""Filters, smoothers and backward sampling: one rule for finite and linear-Gaussian states."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxinf.core import Dense, Gaussian, Key, PyTree, record
+from jaxinf.core.types import Leaf
+from jaxinf.markov.linear_gaussian import matrix_of
+from jaxinf.markov.state_space import (
+    OverTime,
+    StateSpace,
+    along,
+    at,
+    check_observations,
+    likelihoods,
+)
+
+
+class Filtered(NamedTuple):
+    """Laws of the states given what was seen until then."""
+
+    laws: Any
+    """[T] of x_t given the observations up to t."""
+    log_evidence: Float[Array, " T"]
+    """Of the observations up to t, in nats; the last is that of all."""
+
+
+def filter(
+    model: StateSpace,
+    observations: PyTree,
+    *,
+    observed: Bool[Array, " T"] | None = None,
+    block: int | None = None,
+) -> Filtered:
+    r"""Filter: predict by the transition, weigh by the observation.
+
+    The forward algorithm for finite states and Kalman's filter, in its square-root form, for
+    linear-Gaussian ones: :math:`p_t \propto g_t(y_t \mid \cdot)\, (p_{t-1} k_t)`.
+
+    Args:
+      model: a state space of exact kernels.
+      observations: a leading axis T of time.
+      observed: which of them are there; all by default.
+      block: for parallel hardware: times are taken in blocks of this many, side by side; about the
+        root of T is good. By default one after another. The answers are the same.
+
+    Returns:
+      :class:`Filtered`.
+
+    Raises:
+      ValueError: for a mask of another shape, and for a block below one.
+
+    Reference: Sarkka and Garcia-Fernandez, "Temporal Parallelization of Bayesian Smoothers" (2021)
+    for the associative form; here its elements are guided kernels with the messages that guide
+    them.
+    """
+    observations, observed = check_observations(observations, observed)
+    if block is None:
+        return _in_turn(model, observations, observed)
+    if block < 1:
+        raise ValueError(f"block must be at least one time, got {block}.")
+    return _in_blocks(model, observations, observed, block)
+
+
+@jax.jit
+def _in_turn(model: Any, observations: Any, observed: Array) -> Filtered:
+    """Filter one time after another."""
+
+    def see(prior: Any, emission: Any, y: PyTree, there: Array) -> tuple[Any, Array]:
+        law, value = at(model.emission, emission).observe(prior, y)
+        law = jax.tree.map(lambda a, b: jnp.where(there, a, b), law, prior)
+        return law, jnp.where(there, value, 0.0)
+
+    def step(carry: Any, slot: Any) -> Any:
+        law, total = carry
+        transition, view = slot
+        law, value = see(at(model.transition, transition).push(law), *view)
+        return (law, total + value), (law, total + value)
+
+    views = along(model.emission), observations, observed
+    start = see(prior_of(model), *jax.tree.map(lambda a: a[0], views))
+    rest = jax.tree.map(lambda a: a[1:], views)
+    _, later = jax.lax.scan(step, start, (along(model.transition), rest))
+    return Filtered(*jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, later))
+
+
+def prior_of(model: Any) -> Any:
+    """Return the initial law in the form that pushing makes of laws."""
+    law = model.initial
+    if not isinstance(law, Gaussian):
+        return law
+    factor = matrix_of(law.covariance, law.mean.size).astype(law.mean.dtype)
+    return Gaussian(law.mean, Dense(factor))
+
+
+@record
+class Element:
+    """A kernel guided by what was seen in a stretch of time, and the message of that."""
+
+    kernel: Leaf
+    message: Leaf
+
+    def then(self, later: "Element") -> "Element":
+        """Join two stretches: the later message guides the earlier kernel."""
+        back, guided = self.kernel.pullback(later.message)
+        return Element(guided.kernel.then(later.kernel), self.message.times(back))
+
+
+@partial(jax.jit, static_argnames="block")
+def _in_blocks(model: Any, observations: Any, observed: Array, block: int) -> Filtered:
+    """Filter all times together."""
+    seen = likelihoods(model, observations, observed)
+    first, rest = jax.tree.map(lambda a: a[0], seen), jax.tree.map(lambda a: a[1:], seen)
+
+    def element(transition: Any, likelihood: Any) -> Element:
+        back, guided = at(model.transition, transition).pullback(likelihood)
+        return Element(guided.kernel, back)
+
+    axes = (0 if isinstance(model.transition, OverTime) else None, 0)
+    later = jax.vmap(element, in_axes=axes)(along(model.transition), rest)
+    law, value = first.weigh(prior_of(model))
+    start = jax.tree.map(lambda a: a[0], later)
+    nothing = jax.tree.map(jnp.zeros_like, start.message)
+    start = Element(start.kernel.always(law), nothing)
+    elements = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, later)
+    done = prefixes(elements, block)
+    anywhere = jnp.zeros_like(model.initial.sample(jax.random.key(0)))
+    laws = jax.vmap(lambda kernel: kernel.law(anywhere))(done.kernel)
+    return Filtered(laws, value + jax.vmap(lambda message: message(anywhere))(done.message))
+
+
+def prefixes(elements: Any, block: int) -> Any:
+    """Join elements from the first to each, by ``then``; blocks of times lie side by side.
+
+    Within blocks one after another, then over the blocks, then each with what came before: three
+    loops, each of them compiled once, where an associative scan unrolls its levels.
+    """
+    length = jax.tree.leaves(elements)[0].shape[0]
+    blocks = -(-length // block)
+
+    def cut(leaf: Array) -> Array:
+        tail = jnp.broadcast_to(leaf[-1:], (blocks * block - length, *leaf.shape[1:]))
+        return jnp.concatenate([leaf, tail]).reshape(blocks, block, *leaf.shape[1:])
+
+    def join(total: Any, element: Any) -> Any:
+        total = total.then(element)
+        return total, total
+
+    def scan(elements: Any) -> Any:
+        first = jax.tree.map(lambda a: a[0], elements)
+        rest = jax.tree.map(lambda a: a[1:], elements)
+        _, later = jax.lax.scan(join, first, rest)
+        return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, later)
+
+    within = jax.vmap(scan)(jax.tree.map(cut, elements))
+    before = scan(jax.tree.map(lambda a: a[:, -1], within))
+    joined = jax.vmap(lambda total, block: jax.vmap(total.then)(block))(
+        jax.tree.map(lambda a: a[:-1], before), jax.tree.map(lambda a: a[1:], within)
+    )
+    whole = jax.tree.map(lambda a, b: jnp.concatenate([a[:1], b]), within, joined)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:length], whole)
+
+
+def smooth(model: StateSpace, filtered: Filtered, *, block: int | None = None) -> Any:
+    r"""Smooth: the laws of the states given all observations.
+
+    Each transition is inverted at the filtered law before it (Rauch, Tung and Striebel's gains for
+    Gaussian states), and the last law is pushed back through the inverses:
+    :math:`s_{t} = s_{t+1}\, k_{t+1}^\dagger[p_t]`.
+
+    Args:
+      model: a state space of exact kernels.
+      filtered: from :func:`filter`.
+      block: as in :func:`filter`.
+
+    Returns:
+      Laws, a leading axis T of time.
+
+    Raises:
+      ValueError: for a block below one.
+    """
+    if block is not None and block < 1:
+        raise ValueError(f"block must be at least one time, got {block}.")
+    return _smooth(model, filtered, block)
+
+
+def inverses(model: Any, filtered: Filtered) -> Any:
+    """Return the kernels from x_{t+1} to x_t given what was seen until t, T - 1 of them."""
+    earlier = jax.tree.map(lambda a: a[:-1], filtered.laws)
+
+    def invert(transition: Any, law: Any) -> Any:
+        return at(model.transition, transition).invert(law)
+
+    axes = (0 if isinstance(model.transition, OverTime) else None, 0)
+    return jax.vmap(invert, in_axes=axes)(along(model.transition), earlier)
+
+
+@partial(jax.jit, static_argnames="block")
+def _smooth(model: Any, filtered: Any, block: int | None) -> Any:
+    """See :func:`smooth`."""
+    kernels = inverses(model, filtered)
+    last = jax.tree.map(lambda a: a[-1], filtered.laws)
+    if block is not None:
+        flipped = jax.tree.map(lambda a: a[::-1], kernels)
+        laws = jax.vmap(lambda kernel: kernel.push(last))(prefixes(flipped, block))
+        laws = jax.tree.map(lambda a: a[::-1], laws)
+    else:
+
+        def step(law: Any, kernel: Any) -> tuple[Any, Any]:
+            law = kernel.push(law)
+            return law, law
+
+        _, laws = jax.lax.scan(step, last, kernels, reverse=True)
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), laws, last)
+
+
+def sample_path(key: Key, model: StateSpace, filtered: Filtered) -> PyTree:
+    """Draw a path of the states given all observations, from the last to the first.
+
+    Args:
+      key: a typed key; many paths by ``jax.vmap`` over keys.
+      model: a state space of exact kernels.
+      filtered: from :func:`filter`.
+
+    Returns:
+      States, a leading axis T of time. (Forward filtering, backward sampling.)
+    """
+    return _sample_path(key, model, filtered)
+
+
+@jax.jit
+def _sample_path(key: Key, model: Any, filtered: Any) -> Any:
+    """See :func:`sample_path`."""
+    key_last, key_steps = jax.random.split(key)
+    last = jax.tree.map(lambda a: a[-1], filtered.laws).sample(key_last)
+
+    def step(x: Any, slot: Any) -> tuple[Any, Any]:
+        key, kernel = slot
+        x = kernel.sample(key, x)
+        return x, x
+
+    kernels = inverses(model, filtered)
+    keys = jax.random.split(key_steps, jax.tree.leaves(kernels)[0].shape[0])
+    _, path = jax.lax.scan(step, last, (keys, kernels), reverse=True)
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), path, last)
