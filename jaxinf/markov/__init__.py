@@ -19,9 +19,17 @@ from jaxinf.markov.compose import (
     tensor,
 )
 from jaxinf.markov.deterministic import Deterministic, deterministic
+from jaxinf.markov.diffusion import (
+    Diffusion,
+    diffusion,
+    euler,
+    linear_diffusion,
+    semilinear,
+)
 from jaxinf.markov.filter import Filtered, filter, sample_path, smooth
 from jaxinf.markov.finite import FiniteKernel, FiniteMessage, finite
 from jaxinf.markov.gaussian_step import GaussianStep, gaussian_step, linearise, regress
+from jaxinf.markov.graph import Graph, Inward, graph, graph_filter, graph_guide
 from jaxinf.markov.kernel import (
     Exact,
     Guide,
@@ -44,6 +52,8 @@ from jaxinf.markov.state_space import (
     over_time,
     state_space,
 )
+from jaxinf.markov.tree import Tree, Upward, tree, tree_filter, tree_guide
+from jaxinf.markov.viterbi import viterbi
 
 __all__ = [
     "Backward",
@@ -51,12 +61,15 @@ __all__ = [
     "Composite",
     "Copy",
     "Deterministic",
+    "Diffusion",
     "Exact",
     "Filtered",
     "FiniteKernel",
     "FiniteMessage",
     "GaussianStep",
+    "Graph",
     "Guide",
+    "Inward",
     "Law",
     "LinearGaussian",
     "MarkovKernel",
@@ -70,23 +83,36 @@ __all__ = [
     "StateSpace",
     "Tensor",
     "Tiltable",
+    "Tree",
+    "Upward",
     "backward_filter",
     "compose",
     "condition",
     "copy",
     "deterministic",
+    "diffusion",
+    "euler",
     "filter",
     "finite",
     "forward_guide",
     "gaussian_step",
+    "graph",
+    "graph_filter",
+    "graph_guide",
     "guide",
+    "linear_diffusion",
     "linear_gaussian",
     "linearise",
     "linearise_along",
     "over_time",
     "regress",
     "sample_path",
+    "semilinear",
     "smooth",
     "state_space",
     "tensor",
+    "tree",
+    "tree_filter",
+    "tree_guide",
+    "viterbi",
 ]
