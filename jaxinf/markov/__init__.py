@@ -26,6 +26,8 @@ from jaxinf.markov.diffusion import (
     linear_diffusion,
     semilinear,
 )
+from jaxinf.markov.discriminative import Discriminative, discriminative
+from jaxinf.markov.factorial import Factorial, factorial, factorial_filter, factorial_smooth
 from jaxinf.markov.filter import Filtered, filter, sample_path, smooth
 from jaxinf.markov.finite import FiniteKernel, FiniteMessage, finite
 from jaxinf.markov.gaussian_step import GaussianStep, gaussian_step, linearise, regress
@@ -62,7 +64,9 @@ __all__ = [
     "Copy",
     "Deterministic",
     "Diffusion",
+    "Discriminative",
     "Exact",
+    "Factorial",
     "Filtered",
     "FiniteKernel",
     "FiniteMessage",
@@ -91,7 +95,11 @@ __all__ = [
     "copy",
     "deterministic",
     "diffusion",
+    "discriminative",
     "euler",
+    "factorial",
+    "factorial_filter",
+    "factorial_smooth",
     "filter",
     "finite",
     "forward_guide",

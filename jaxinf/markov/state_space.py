@@ -181,7 +181,8 @@ def backward_filter(
     proxy = model if surrogate is None else surrogate
     for name, kernel in (("transition", proxy.transition), ("emission", proxy.emission)):
         inner = kernel.kernels if isinstance(kernel, OverTime) else kernel
-        if not isinstance(inner, Exact):
+        able = hasattr(inner, "likelihood") if name == "emission" else isinstance(inner, Exact)
+        if not able:
             raise TypeError(
                 f"the {name} {type(inner).__name__} carries no messages back; pass "
                 "surrogate=markov.linearise_along(model, path), or another state space of finite "
