@@ -16,7 +16,7 @@ def kolmogorov_smirnov(u: Float[Array, "n *event"]) -> Float[Array, "*event"]:
               p \approx Q\!\left(D\sqrt n + \frac{1}{6\sqrt n} + \frac{D\sqrt n - 1}{4n}\right),
               \qquad Q(x) = 2 \sum_{k \ge 1} (-1)^{k-1} e^{-2k^2x^2}
 
-    The two terms in 1/n make the limit law's error less than 1e-3 from n = 10 on.
+    The two terms leave an error of up to 3e-3 at n = 10 and 3e-4 at n = 100.
 
     Args:
       u: numbers in [0, 1], at least two, along the leading axis.
