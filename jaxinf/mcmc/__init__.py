@@ -2,6 +2,7 @@
 
 A transition kernel is a record with a step size and a metric; :func:`sample` runs chains of any of
 them with warm-up inside, as one compiled program. :func:`nuts` is the one to start with.
+:func:`to_arviz` hands the chains to ArviZ.
 """
 
 from jaxinf.mcmc.adaptation import Metric, dense, diagonal
@@ -10,6 +11,7 @@ from jaxinf.mcmc.hmc import HMC, hmc, mala
 from jaxinf.mcmc.kernel import Info, Kernel, State, leapfrog
 from jaxinf.mcmc.nuts import NUTS, nuts
 from jaxinf.mcmc.random_walk import RandomWalk, random_walk
+from jaxinf.mcmc.to_arviz import to_arviz
 
 __all__ = [
     "HMC",
@@ -28,4 +30,5 @@ __all__ = [
     "nuts",
     "random_walk",
     "sample",
+    "to_arviz",
 ]

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxinf.core import Key, batch_vmap, check_key, spread
+from jaxinf.core import Key, batch_vmap, check_key, is_concrete, spread
 from jaxinf.core.progress import tick
 from jaxinf.mcmc.adaptation import (
     Metric,
@@ -39,6 +39,8 @@ class Run(NamedTuple):
     state: State
     """Of every chain at the end."""
     warmup_gradients: Int[Array, " chains"]
+    started: Bool[Array, " chains"]
+    """Whether the density and its gradient were finite where the chain began."""
 
 
 def sample(
@@ -75,11 +77,11 @@ def sample(
       progress: whether a bar counts the steps.
 
     Returns:
-      :class:`Run`.
+      :class:`Run`. Within a trace look at ``started``.
 
     Raises:
-      ValueError: when there is no chain, for a number of draws or steps below zero, and for starts
-        of another shape.
+      ValueError: when there is no chain, for a number of draws or steps below zero, for starts
+        of another shape, and for chains that found no start (outside of a trace).
     """
     check_key(key)
     for name, value, least in (("chains", chains, 1), ("warmup", warmup, 0), ("draws", draws, 0)):
@@ -92,7 +94,22 @@ def sample(
         )
     if learn is None:
         learn = dense() if target.dim <= 100 else diagonal()
-    return _sample(key, kernel, target, learn, start, chains, warmup, draws, progress)
+    run = _sample(key, kernel, target, learn, start, chains, warmup, draws, progress)
+    if is_concrete(run.started):
+        _check_started(run, start)
+    return run
+
+
+def _check_started(run: Run, start: Array | None) -> None:
+    """Raise for chains that began where the density is not finite."""
+    if run.started.all():
+        return
+    lost = jnp.flatnonzero(~run.started).tolist()
+    how = f"at none of {TRIES} random positions in [-2, 2]" if start is None else "at the start"
+    raise ValueError(
+        f"the chains {lost} did not start: the log density or its gradient is not finite {how}. "
+        "Pass start= positions where both are finite, of sample_prior for one, or mend the target."
+    )
 
 
 @partial(jax.jit, static_argnames=("chains", "warmup", "draws", "progress"))
@@ -113,6 +130,7 @@ def _sample(
     if start is None:
         start = jax.vmap(partial(_start, key_start, target))(index)
     state = batch_vmap(partial(kernel.init, target))(spread(start))
+    started = _finite(state.log_prob, state.gradient)
 
     def step(kernel: Any, key: Key, state: State) -> tuple[State, Info]:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
@@ -132,7 +150,7 @@ def _sample(
 
     state, (z, info) = jax.lax.scan(draw, state, jnp.arange(draws))
     z, info = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), (z, info))
-    return Run(z, info, kernel, state, gradients)
+    return Run(z, info, kernel, state, gradients, started)
 
 
 def _start(key: Key, target: Any, index: Array) -> Array:
@@ -140,8 +158,12 @@ def _start(key: Key, target: Any, index: Array) -> Array:
     keys = jax.random.split(jax.random.fold_in(key, index), TRIES)
     z = jax.vmap(lambda key: jax.random.uniform(key, (target.dim,), minval=-2, maxval=2))(keys)
     value, slope = jax.vmap(jax.value_and_grad(target.log_prob))(z)
-    good = jnp.isfinite(value) & jnp.all(jnp.isfinite(slope), axis=1)
-    return z[jnp.argmax(good)]
+    return z[jnp.argmax(_finite(value, slope))]
+
+
+def _finite(value: Float[Array, " n"], slope: Float[Array, "n dim"]) -> Bool[Array, " n"]:
+    """Return where densities and gradients are finite."""
+    return jnp.isfinite(value) & jnp.all(jnp.isfinite(slope), axis=1)
 
 
 def _warm_up(

@@ -1,5 +1,6 @@
 """The law of every transition kernel: draws of a skewed, coupled law stay its draws."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,3 +53,56 @@ def test_exact_draws_stay_exact(name):
     score = change.mean(0) / (change.std(0) / np.sqrt(len(change)))
     assert np.abs(score).max() < 4
     assert np.mean(np.any(change != 0, axis=1)) > 0.2, "the chain must move"
+
+
+def several(count):
+    """Starts of chains and their keys."""
+    keys = jax.random.split(jax.random.key(7), count)
+    return keys, jax.vmap(draw)(jax.random.split(jax.random.key(8), count))
+
+
+def step_of(kernel, posterior):
+    return lambda key, z: kernel.step(key, posterior, kernel.init(posterior, z))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_chains_over_devices_are_those_of_one(name):
+    step = jax.vmap(step_of(KERNELS[name], target.density(skewed, jnp.zeros(2))))
+    keys, z = several(16)
+    mesh = jax.make_mesh((8,), ("chains",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("chains")
+    spread = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=spec, out_specs=spec))(keys, z)
+    chex.assert_trees_all_close(spread, jax.jit(step)(keys, z), rtol=1e-5, atol=1e-6)
+
+
+def test_chains_under_pmap_are_those_of_one():
+    step = step_of(KERNELS["hmc"], target.density(skewed, jnp.zeros(2)))
+    keys, z = several(8)
+    chex.assert_trees_all_close(
+        jax.pmap(step)(keys, z), jax.jit(jax.vmap(step))(keys, z), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_step_has_the_derivative_of_differences(name, x64):
+    """With respect to the start, in forward mode; the loops of known length in reverse mode too."""
+    posterior = target.density(skewed, jnp.zeros(2))
+    keys, z = several(6)
+    along, small = jnp.array([0.6, -0.8]), 1e-6
+
+    def move(key, z):
+        return step_of(KERNELS[name], posterior)(key, z)[0].z
+
+    @jax.jit
+    @jax.vmap
+    def slopes(key, z):
+        exact = jax.jvp(lambda z: move(key, z), (z,), (along,))[1]
+        ends = move(key, z + small * along), move(key, z - small * along)
+        return exact, (ends[0] - ends[1]) / (2 * small)
+
+    exact, differences = slopes(keys, z)
+    # Central differences err by small^2 and by rounding over small, 1e-10.
+    np.testing.assert_allclose(exact, differences, rtol=1e-6, atol=1e-7)
+    if not name.startswith("nuts"):
+        back = jax.jit(jax.vmap(jax.jacrev(move, 1)))(keys, z)
+        np.testing.assert_allclose(back @ along, exact, rtol=1e-9, atol=1e-11)

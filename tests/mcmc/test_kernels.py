@@ -66,13 +66,19 @@ def test_mala_accepts_by_hastings_ratio(key, x64):
     np.testing.assert_allclose(info.acceptance, min(1, float(jnp.exp(ratio))), rtol=1e-10)
 
 
-def leaves_by_hand(start, r, step_size, turns, max_depth):
-    """How many leaves a trajectory of a standard normal law takes, all trees kept."""
+PRECISION = np.array([1.0, 4.0, 0.25])
+
+
+def transition_by_hand(start, r, step_size, turns, uniforms, max_depth):
+    """A transition of the no-U-turn sampler on a normal law, all trees kept."""
 
     def leap(z, r, by):
-        r = r - by / 2 * z
+        r = r - by / 2 * PRECISION * z
         z = z + by * r
-        return z, r - by / 2 * z
+        return z, r - by / 2 * PRECISION * z
+
+    def energy(leaf):
+        return leaf[1] @ leaf[1] / 2 + PRECISION @ leaf[0] ** 2 / 2
 
     def turning(leaves):
         momenta = np.array([r for _, r in leaves])
@@ -89,35 +95,97 @@ def leaves_by_hand(start, r, step_size, turns, max_depth):
         second, stop = grow(first[-1], by, depth - 1)
         return first + second, stop or turning(first + second)
 
-    tree, count = [(start, r)], 0
+    tree, count, acceptance = [(start, r)], 0, 0.0
+    chosen, weight = tree[0], 1.0
     for depth in range(max_depth):
         forward = (turns >> depth) & 1
         by = step_size if forward else -step_size
         new, stop = grow(tree[-1] if forward else tree[0], by, depth)
-        count += len(new)
+        total, one = 0.0, None
+        for leaf in new:
+            ratio = np.exp(energy((start, r)) - energy(leaf))
+            total, acceptance = total + ratio, acceptance + min(1, ratio)
+            one = leaf if uniforms[count, 0] < ratio / total else one
+            count += 1
         if stop:
             break
+        chosen = one if uniforms[count - 1, 1] < total / weight else chosen
+        weight += total
         tree = tree + new if forward else new[::-1] + tree
         if turning(tree):
             break
-    return count
+    return chosen[0], energy(chosen), acceptance / count, count
 
 
-def test_nuts_walks_the_tree_of_the_recursion(x64):
-    posterior = target.density(lambda _, x: -jnp.sum(x**2) / 2, jnp.zeros(3))
-    kernel = mcmc.nuts(0.17)
+@pytest.mark.parametrize(("step_size", "max_depth"), [(0.17, 10), (0.6, 10), (0.6, 2), (0.3, 4)])
+def test_nuts_walks_the_tree_of_the_recursion(step_size, max_depth, x64):
+    """Leaf by leaf, with the draws of leaves and halves by the same uniform numbers."""
+    posterior = target.density(lambda _, x: -jnp.sum(PRECISION * x**2) / 2, jnp.zeros(3))
+    kernel = mcmc.nuts(step_size, max_depth=max_depth)
     state = kernel.init(posterior, jnp.array([0.5, -1.0, 2.0]))
-    found, expected = [], []
-    step = jax.jit(lambda key: kernel.step(key, posterior, state)[1].gradients)
-    for seed in range(40):
+
+    @jax.jit
+    @jax.vmap
+    def both(key):
+        key_momentum, key_walk, key_turns = jax.random.split(key, 3)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key_walk, jnp.arange(128))
+        uniforms = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
+        turns = jax.random.bits(key_turns, dtype=jnp.uint32)
+        new, info = kernel.step(key, posterior, state)
+        found = new.z, info.energy, info.acceptance, info.gradients
+        return found, (jax.random.normal(key_momentum, (3,)), turns, uniforms)
+
+    found, drawn = both(jax.random.split(jax.random.key(0), 300))
+    assert int(found[3].max()) < 128
+    hands = [
+        transition_by_hand(np.asarray(state.z), r, step_size, int(turns), u, max_depth)
+        for r, turns, u in zip(*map(np.asarray, drawn), strict=True)
+    ]
+    z, energy, acceptance, count = map(np.array, zip(*hands, strict=True))
+    np.testing.assert_array_equal(found[3], count)
+    np.testing.assert_allclose(found[0], z, atol=1e-10)
+    np.testing.assert_allclose(found[1], energy, rtol=1e-10)
+    np.testing.assert_allclose(found[2], acceptance, rtol=1e-10)
+    assert len(set(count)) > 1
+
+
+def test_random_walk_and_hmc_by_hand(x64):
+    """Proposal, ratio, energy and counts, of accepted and of rejected steps."""
+    posterior = target.density(skewed, jnp.zeros(2))
+    metric = core.dense(jnp.array([[0.5, 0.2], [0.2, 1.5]]))
+    walk, trajectory = mcmc.random_walk(1.3, metric=metric), mcmc.hmc(3, 0.7, metric=metric)
+    state = walk.init(posterior, jnp.array([0.9, 0.4]))
+    start = trajectory.init(posterior, state.z)
+    taken = set()
+    for seed in range(12):
         key = jax.random.key(seed)
-        key_momentum, _, key_turns = jax.random.split(key, 3)
-        r = np.asarray(jax.random.normal(key_momentum, (3,)))
-        turns = int(jax.random.bits(key_turns, dtype=jnp.uint32))
-        found.append(int(step(key)))
-        expected.append(leaves_by_hand(np.asarray(state.z), r, 0.17, turns, 10))
-    assert found == expected
-    assert len(set(found)) > 3
+        key_noise, key_accept = jax.random.split(key)
+        noise, u = jax.random.normal(key_noise, (2,)), jax.random.uniform(key_accept)
+        z = state.z + 1.3 * metric.factor @ noise
+        ratio = float(jnp.exp(posterior.log_prob(z) - state.log_prob))
+        new, info = walk.step(key, posterior, state)
+        np.testing.assert_allclose(info.acceptance, min(1, ratio), rtol=1e-12)
+        np.testing.assert_allclose(new.z, z if u < ratio else state.z, rtol=1e-12)
+        np.testing.assert_allclose(info.energy, -posterior.log_prob(new.z), rtol=1e-12)
+        assert int(info.gradients) == 0
+        end, r = start, noise
+        for _ in range(3):
+            end, r = mcmc.leapfrog(posterior, metric, 0.7, end, r)
+        before, after = noise @ noise / 2 - start.log_prob, r @ r / 2 - end.log_prob
+        accept = min(1, float(jnp.exp(before - after)))
+        new, info = trajectory.step(key, posterior, start)
+        np.testing.assert_allclose(info.acceptance, accept, rtol=1e-9)
+        np.testing.assert_allclose(new.z, end.z if u < accept else start.z, rtol=1e-9)
+        np.testing.assert_allclose(info.energy, after if u < accept else before, rtol=1e-12)
+        assert (int(info.gradients), bool(info.diverged)) == (3, False)
+        taken |= {("walk", bool(u < ratio)), ("trajectory", bool(u < accept))}
+    assert len(taken) == 4, "both kinds must be taken and left"
+
+
+def test_goals_are_those_of_the_papers():
+    kernels = mcmc.random_walk(), mcmc.mala(), mcmc.hmc(2), mcmc.nuts()
+    assert [kernel.goal for kernel in kernels] == [0.234, 0.574, 0.8, 0.8]
+    assert [kernel.probe() for kernel in kernels[2:]] == [mcmc.mala()] * 2
 
 
 def test_a_cliff_is_a_divergence(key):
@@ -127,6 +195,16 @@ def test_a_cliff_is_a_divergence(key):
         new, info = kernel.step(key, posterior, state)
         assert info.diverged
         np.testing.assert_array_equal(new.z, state.z)
+        assert int(info.gradients) == (3 if isinstance(kernel, mcmc.HMC) else 1), "trees end there"
+    # Some 500 nats are no divergence, some 5,000 are; neither is accepted.
+    posterior = target.density(lambda _, x: -2e3 * jnp.sum(x**2) / 2, jnp.zeros(1))
+    for size, diverged in ((0.047, False), (0.06, True)):
+        kernel = mcmc.hmc(1, size)
+        state = kernel.init(posterior, jnp.ones(1))
+        steep = jax.vmap(lambda key: kernel.step(key, posterior, state)[1])  # noqa: B023
+        infos = steep(jax.random.split(key, 8))
+        assert (infos.diverged == diverged).all()
+        assert infos.acceptance.max() < 1e-6
 
 
 @pytest.mark.parametrize("kernel", [mcmc.random_walk(30.0), mcmc.hmc(2, 30.0), mcmc.nuts(30.0)])

@@ -1,13 +1,17 @@
 """Whole runs: moments, warm-up, compilation, meshes, and NumPyro's own answer."""
 
+import arviz
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
+from scipy import stats
 
-from jaxinf import core, mcmc, target
-from jaxinf.mcmc import driver
+from jaxinf import core, diagnostics, mcmc, target
+from jaxinf.mcmc import adaptation, driver
 from jaxinf.mcmc.adaptation import windows
 from jaxinf.run.mesh import make_mesh
 
@@ -74,6 +78,123 @@ def test_many_data_sets_at_once():
 
     draws = np.asarray(jax.vmap(one)(means))[..., 1]
     np.testing.assert_allclose(draws.mean((1, 2)), means, atol=4 * np.sqrt(8 / 800))
+
+
+def test_dual_averaging_by_hand():
+    """Algorithm 5 of Hoffman and Gelman with gamma 0.05, t_0 10, kappa 0.75 and mu = log 10 eps."""
+    steps = adaptation.steps_from(jnp.asarray(0.3))
+    error, mean = 0.0, 0.0
+    for t, acceptance in enumerate([0.2, 0.9, 0.7, 1.0, 0.1], 1):
+        steps = adaptation.averaged(steps, jnp.asarray(acceptance), 0.8)
+        error = (1 - 1 / (t + 10)) * error + (0.8 - acceptance) / (t + 10)
+        log_step = np.log(10 * 0.3) - np.sqrt(t) / 0.05 * error
+        mean = t**-0.75 * log_step + (1 - t**-0.75) * mean
+        np.testing.assert_allclose(steps.log_step, log_step, rtol=1e-5)
+        np.testing.assert_allclose(steps.mean, mean, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("edge", "start", "found"), [(1.5, 0.1, 1.6), (0.05, 1.0, 0.03125)])
+def test_the_first_step_is_where_acceptance_crosses_a_half(edge, start, found):
+    """By doublings from below, by halvings from above, and not for ever."""
+
+    def acceptance(kernel):
+        return jnp.where(kernel.step_size < edge, 0.9, 0.1)
+
+    kernel = mcmc.random_walk(start)
+    np.testing.assert_allclose(
+        adaptation.first_step(kernel, acceptance).step_size, found, rtol=1e-5
+    )
+    endless = adaptation.first_step(kernel, lambda kernel: jnp.ones(()))
+    np.testing.assert_allclose(endless.step_size, start * 2.0**50, rtol=1e-4)
+
+
+def test_windows_of_a_thousand_steps():
+    ends = np.flatnonzero(windows(1000) == 2)
+    np.testing.assert_array_equal(ends, [24, 54, 114, 234, 949])
+    assert np.flatnonzero(windows(1000)).tolist() == list(range(10, 950))
+
+
+def test_starts_are_the_first_that_are_finite(key):
+    """Uniform on [-2, 2], and where density and gradient are both finite."""
+    flat = target.density(lambda _, x: 0 * x.sum(), jnp.zeros(1))
+    index = jnp.arange(400)
+    z = np.asarray(jax.vmap(lambda i: driver._start(key, flat, i))(index)).ravel()
+    assert stats.kstest((z + 2) / 4, "uniform").pvalue > 1e-3
+
+    # Below -1 the value is infinite, from there to 0 the slope is not a number.
+    def half(_, x):
+        return jnp.where(x[0] > -1, jnp.sqrt(jnp.maximum(x[0], 0)), -jnp.inf)
+
+    cut = target.density(half, jnp.zeros(1))
+    z = np.asarray(jax.vmap(lambda i: driver._start(key, cut, i))(index)).ravel()
+    assert (z > 0).all()
+    assert stats.kstest(z / 2, "uniform").pvalue > 1e-3
+
+
+def test_a_chain_without_a_start_is_told():
+    """An error outside of a trace, a flag within."""
+    nowhere = target.density(lambda edge, x: jnp.log(x - edge).sum(), jnp.zeros(2), 2.0)
+    options = {"chains": 2, "warmup": 0, "draws": 3}
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match=r"chains \[0, 1\] did not start.*Pass start="):
+        mcmc.sample(key, mcmc.nuts(), nowhere, **options)
+    start = jnp.array([[3.0, 3.0], [3.0, 1.0]])
+    with pytest.raises(ValueError, match=r"chains \[1\] did not start.*at the start"):
+        mcmc.sample(key, mcmc.nuts(), nowhere, start=start, **options)
+    run = jax.jit(lambda key: mcmc.sample(key, mcmc.nuts(), nowhere, start=start, **options))(key)
+    np.testing.assert_array_equal(run.started, [True, False])
+    np.testing.assert_array_equal(run.draws[1], jnp.broadcast_to(start[1], (3, 2)))
+    assert mcmc.sample(key, mcmc.nuts(), nowhere, start=start + 2, **options).started.all()
+
+
+def test_chains_differ_and_gradients_are_summed():
+    """A walk of one leapfrog step a transition counts its gradients; keys are the chains' own."""
+    start = jnp.zeros((4, 3))
+    one = mcmc.sample(jax.random.key(0), mcmc.hmc(3), make(), warmup=40, draws=2, start=start)
+    np.testing.assert_array_equal(one.warmup_gradients, 40 * 3)
+    assert len(np.unique(np.asarray(one.draws)[:, 0, 0])) == 4
+
+
+def model(y):
+    mu = numpyro.sample("mu", dist.Normal(0, 5))
+    scale = numpyro.sample("scale", dist.HalfNormal(2))
+    with numpyro.plate("rows", 3):
+        numpyro.sample("row", dist.Normal(mu, scale))
+    numpyro.sample("y", dist.Normal(mu, 1), obs=y)
+
+
+def test_arviz_reads_what_chains_found():
+    posterior = target.program(model, np.array([0.3, -0.4]))
+    run = mcmc.sample(jax.random.key(0), mcmc.nuts(), posterior, warmup=100, draws=50)
+    tree = mcmc.to_arviz(run, posterior)
+    found = tree["posterior"]
+    assert set(found.data_vars) == {"mu", "scale", "row"}
+    assert found["row"].shape == (4, 50, 3)
+    np.testing.assert_allclose(found["scale"], np.exp(run.draws[..., 4]), rtol=1e-6)
+    assert posterior.names[4] == "scale"
+    sizes = {k: v for k, v in found.sizes.items() if k in ("chain", "draw")}
+    assert sizes == {"chain": 4, "draw": 50}
+    of_steps = tree["sample_stats"]
+    np.testing.assert_array_equal(of_steps["diverging"], run.info.diverged)
+    np.testing.assert_array_equal(of_steps["acceptance_rate"], run.info.acceptance)
+    np.testing.assert_array_equal(of_steps["energy"], run.info.energy)
+    np.testing.assert_array_equal(of_steps["n_steps"], run.info.gradients)
+    table = arviz.summary(tree, round_to="none")
+    assert list(table.index) == ["mu", "row[0]", "row[1]", "row[2]", "scale"]
+    np.testing.assert_allclose(table["mean"]["mu"], np.asarray(found["mu"]).mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        table["ess_bulk"]["mu"], diagnostics.ess_bulk(run.draws)[0], rtol=1e-3
+    )
+
+
+def test_arviz_names_the_leaves_of_functions(run):
+    assert set(mcmc.to_arviz(run, make())["posterior"].data_vars) == {"x"}
+    nested = target.density(
+        lambda _, x: 0.0 * x["a"]["b"], {"a": {"b": jnp.zeros(())}, "c": jnp.zeros(2)}
+    )
+    assert set(mcmc.to_arviz(run, nested)["posterior"].data_vars) == {"a.b", "c"}
+    with pytest.raises(ValueError, match=r"shape \(chains, draws, 2\)"):
+        mcmc.to_arviz(run, target.density(scaled, jnp.zeros(2)))
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 20, 150, 1000])
