@@ -14,6 +14,7 @@ _ROOMS = (
     "target",
     "process",
     "mcmc",
+    "smc",
     "sampler",
     "score",
     "data",
