@@ -3,7 +3,10 @@
 Command: ``jaxinf run experiments/log_evidence.py --data FOLDER`` with a folder that holds
 ``sonar.npz`` and ``ionosphere.npz`` (x, and y in {-1, 1}); ``--peers`` with BlackJAX installed.
 Hardware: a CPU.
-Expected: see ``papers.toml``, "Sequential Monte Carlo samplers".
+Expected (mean less reference, sd of 8 runs; BlackJAX's): mixture 0.001, 0.013 (0.005, 0.034),
+many-well -0.003, 0.098 (-0.053, 0.061), breast cancer -0.02, 0.02, in about its time. The funnel is
+not met by either, -0.21, 0.12 (-0.19, 0.07): the tempered path is narrow in its log-scale, and
+moves with one metric for all places are slow to widen it again.
 """
 
 import time
@@ -37,15 +40,14 @@ class Config:
     """Whether the schedule of the first run is repeated with new particles."""
 
 
-PLAIN = partial(smc.temper, particles=2000, kernel=mcmc.hmc(3), moves=3)
-MANY = partial(smc.temper, particles=8000, kernel=mcmc.hmc(3), moves=3, waste_free=True)
+MORE = partial(smc.temper, particles=4000, kernel=mcmc.hmc(3), moves=3)
 OURS = {
-    "funnel": partial(smc.temper, particles=4000, kernel=mcmc.hmc(3), moves=5, jitter=2.0),
+    "funnel": partial(smc.temper, particles=2000, kernel=mcmc.hmc(3), moves=20, jitter=3.0),
     "mixture": partial(smc.temper, particles=8000, kernel=mcmc.hmc(3), moves=3),
-    "many_well": MANY,
-    "breast_cancer": MANY,
-    "ionosphere": MANY,
-    "sonar": MANY,
+    "many_well": MORE,
+    "breast_cancer": MORE,
+    "ionosphere": MORE,
+    "sonar": MORE,
 }
 """How each target is run: fewer gradients a level than BlackJAX's 2,000 times 50."""
 
@@ -159,17 +161,19 @@ def draw(arrays: dict[str, Any]) -> dict[str, Any]:
             left.plot(values, np.full(len(values), place), ".", color=f"C{i}", alpha=0.35)
         means, sds = [v.mean() for v in apart], [v.std(ddof=1) for v in apart]
         left.errorbar(means, places, xerr=sds, fmt="o", color=f"C{i}", capsize=3, label=label)
-        right.barh(
-            places, [np.median(arrays[n][label]["seconds"]) for n in names], 0.2, color=f"C{i}"
-        )
+        seconds = [np.median(arrays[n][label]["seconds"]) for n in names]
+        right.plot(seconds, places, "o", color=f"C{i}", label=label)
     for place, name in enumerate(names):
         width = CASES[name].tolerance
         left.fill_betweenx([place - 0.4, place + 0.4], -width, width, color="0.88", zorder=0)
     left.axvline(0, color="k", lw=0.8)
     left.set(xlabel="log evidence less the reference (grey: tolerance)", yticks=range(len(names)))
     left.set_yticklabels(names)
-    left.legend()
     right.set(xlabel="seconds a run, compiled", xscale="log")
+    for which in (right.xaxis.set_major_formatter, right.xaxis.set_minor_formatter):
+        which("{x:g}")
+    right.grid(axis="x", which="both", alpha=0.3)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return {"log_evidence": figure}
 
 
