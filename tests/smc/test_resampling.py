@@ -112,3 +112,11 @@ def test_metropolis_leaves_the_dead():
 def test_metropolis_without_steps_is_refused():
     with pytest.raises(ValueError, match="at least 1"):
         smc.metropolis(0)
+
+
+def test_systematic_rounds_down_or_up(x64):
+    log_weights = jnp.log(jnp.asarray(WEIGHTS[1:3].tolist() + WEIGHTS[4:6].tolist()))
+    expected = 9 * np.exp(np.asarray(log_weights)) / np.exp(np.asarray(log_weights)).sum()
+    for seed in range(20):
+        drawn = smc.systematic(jax.random.key(seed), log_weights, 9)
+        assert np.abs(np.bincount(drawn, minlength=4) - expected).max() < 1
