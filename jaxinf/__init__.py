@@ -15,6 +15,7 @@ _ROOMS = (
     "process",
     "markov",
     "mcmc",
+    "smc",
     "sampler",
     "score",
     "data",

@@ -10,7 +10,7 @@ from jaxinf.core.laws import Gaussian, Mixture, gaussian, log_prob, mixture
 from jaxinf.core.noise import Independent, Noise, normal
 from jaxinf.core.record import record, static
 from jaxinf.core.scan import carry, concretely, is_concrete, runge_kutta
-from jaxinf.core.spread import AXES, BATCH, batch_vmap, spread, stay
+from jaxinf.core.spread import AXES, BATCH, batch_vmap, gather, spread, stay
 from jaxinf.core.trace import Exact, Hutchinson, Trace, exact, hutchinson, value_and_trace
 from jaxinf.core.triangular import triangular
 from jaxinf.core.types import Key, Leaf, PyTree, Scalar
@@ -47,6 +47,7 @@ __all__ = [
     "divide",
     "exact",
     "finite",
+    "gather",
     "gaussian",
     "hutchinson",
     "is_concrete",

@@ -41,6 +41,23 @@ def spread(tree: PyTree) -> PyTree:
     return jax.tree.map(place, tree)
 
 
+def gather(x: jax.Array) -> jax.Array:
+    """Have an array whole on every device of the mesh in force.
+
+    For what all examples decide together, such as who survives a resampling: sums then round as on
+    one device, and the decision is the same on any mesh.
+
+    Args:
+      x: an array.
+
+    Returns:
+      The same numbers. Nothing is done without a mesh, and under ``shard_map``.
+    """
+    if _in_force()[1] == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec())
+
+
 def batch_vmap(function: Callable[..., Any]) -> Callable[..., Any]:
     """``jax.vmap`` of a function of one example, whose batch lies over the mesh in force.
 

@@ -33,8 +33,13 @@ class Metric(Protocol):
         """Return the moments of no draw."""
         ...
 
-    def add(self, moments: Moments, z: Float[Array, "chains dim"]) -> Moments:
-        """Return the moments with more draws."""
+    def add(
+        self,
+        moments: Moments,
+        z: Float[Array, "chains dim"],
+        weights: Float[Array, " chains"] | None = None,
+    ) -> Moments:
+        """Return the moments with more draws, each of which counts as its weight, or once."""
         ...
 
     def covariance(self, moments: Moments) -> Covariance:
@@ -55,9 +60,14 @@ class DiagonalMetric:
         """Return the moments of no draw."""
         return Moments(jnp.zeros((), z.dtype), jnp.zeros_like(z), jnp.zeros_like(z))
 
-    def add(self, moments: Moments, z: Float[Array, "chains dim"]) -> Moments:
-        """Return the moments with more draws."""
-        return _add(moments, z, lambda a: jnp.sum(jnp.square(a), axis=0))
+    def add(
+        self,
+        moments: Moments,
+        z: Float[Array, "chains dim"],
+        weights: Float[Array, " chains"] | None = None,
+    ) -> Moments:
+        """Return the moments with more draws, each of which counts as its weight, or once."""
+        return _add(moments, z, weights, lambda a: jnp.sum(jnp.square(a), axis=0))
 
     def covariance(self, moments: Moments) -> Covariance:
         """Return the metric."""
@@ -78,9 +88,14 @@ class DenseMetric:
         squares = jnp.zeros((z.size, z.size), z.dtype)
         return Moments(jnp.zeros((), z.dtype), jnp.zeros_like(z), squares)
 
-    def add(self, moments: Moments, z: Float[Array, "chains dim"]) -> Moments:
-        """Return the moments with more draws."""
-        return _add(moments, z, lambda a: a.T @ a)
+    def add(
+        self,
+        moments: Moments,
+        z: Float[Array, "chains dim"],
+        weights: Float[Array, " chains"] | None = None,
+    ) -> Moments:
+        """Return the moments with more draws, each of which counts as its weight, or once."""
+        return _add(moments, z, weights, lambda a: a.T @ a)
 
     def covariance(self, moments: Moments) -> Covariance:
         """Return the metric."""
@@ -112,14 +127,15 @@ def _shrinkage(count: Array) -> tuple[Array, Array]:
     return count / (count + 5), 1e-3 * 5 / (count + 5)
 
 
-def _add(moments: Moments, z: Array, square: Any) -> Moments:
+def _add(moments: Moments, z: Array, weights: Array | None, square: Any) -> Moments:
     """Join the moments of a batch of draws with those of others."""
-    more = z.shape[0]
-    mean = jnp.mean(z, axis=0)
+    weights = jnp.ones_like(z[:, 0]) if weights is None else weights
+    more = jnp.sum(weights)
+    mean = weights @ z / more
     count = moments.count + more
     apart = mean - moments.mean
     between = square(apart[None]) * moments.count * more / count
-    squares = moments.squares + square(z - mean[None]) + between
+    squares = moments.squares + square(jnp.sqrt(weights)[:, None] * (z - mean[None])) + between
     return Moments(count, moments.mean + apart * more / count, squares)
 
 
