@@ -32,6 +32,15 @@ from jaxinf.markov.filter import Filtered, filter, sample_path, smooth
 from jaxinf.markov.finite import FiniteKernel, FiniteMessage, finite
 from jaxinf.markov.gaussian_step import GaussianStep, gaussian_step, linearise, regress
 from jaxinf.markov.graph import Graph, Inward, graph, graph_filter, graph_guide
+from jaxinf.markov.jump import (
+    JumpPosterior,
+    JumpProcess,
+    Path,
+    generator,
+    jump_elbo,
+    jump_posterior,
+    jump_process,
+)
 from jaxinf.markov.kernel import (
     Exact,
     Guide,
@@ -74,6 +83,8 @@ __all__ = [
     "Graph",
     "Guide",
     "Inward",
+    "JumpPosterior",
+    "JumpProcess",
     "Law",
     "LinearGaussian",
     "MarkovKernel",
@@ -81,6 +92,7 @@ __all__ = [
     "Nothing",
     "Observed",
     "OverTime",
+    "Path",
     "Point",
     "Pullback",
     "Quadratic",
@@ -104,10 +116,14 @@ __all__ = [
     "finite",
     "forward_guide",
     "gaussian_step",
+    "generator",
     "graph",
     "graph_filter",
     "graph_guide",
     "guide",
+    "jump_elbo",
+    "jump_posterior",
+    "jump_process",
     "linear_diffusion",
     "linear_gaussian",
     "linearise",
