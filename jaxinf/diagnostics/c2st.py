@@ -43,7 +43,7 @@ def c2st(
       ValueError: when examples differ in shape, are fewer than the folds, or are not finite.
 
     Reference:
-      D. Lopez-Paz, M. Oquab, "Revisiting Classifier Two-Sample Tests", ICLR 2017, section 3; the
+      D. Lopez-Paz, M. Oquab, "Revisiting Classifier Two-Sample Tests", ICLR 2017; the
       classifier and the folds are those of J. Lueckmann et al., "Benchmarking Simulation-Based
       Inference", AISTATS 2021, appendix, with a mean over examples in place of one over folds.
     """

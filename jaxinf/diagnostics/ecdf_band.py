@@ -45,7 +45,7 @@ def ecdf_band(runs: int, points: int, level: float = 0.95) -> EcdfBand:
     Reference:
       T. Säilynoja, P. Bürkner, A. Vehtari, "Graphical test for discrete uniformity and its
       applications in goodness-of-fit evaluation and multiple sample comparison", Statistics and
-      Computing 2022, section 2 and algorithm 1; gamma by bisection.
+      Computing 2022; gamma by bisection.
     """
     if runs < 1 or points < 1:
         raise ValueError(f"runs and points must be at least 1, got {runs} and {points}.")

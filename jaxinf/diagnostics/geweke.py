@@ -62,7 +62,7 @@ def geweke(
 
     Reference:
       J. Geweke, "Getting It Right: Joint Distribution Tests of Posterior Simulators", JASA 2004,
-      section 3.2, with several chains.
+      with several chains.
     """
     check_key(key)
     if chains < 1 or draws < 4:

@@ -50,8 +50,8 @@ def kernel_stein_discrepancy(
 
     Reference:
       Q. Liu, J. Lee, M. Jordan, "A Kernelized Stein Discrepancy for Goodness-of-fit Tests", ICML
-      2016, theorem 3.6 and equation (14); J. Gorham, L. Mackey, "Measuring Sample Quality with
-      Kernels", ICML 2017, theorem 8 (the kernel).
+      2016; J. Gorham, L. Mackey, "Measuring Sample Quality with
+      Kernels", ICML 2017 (the kernel).
     """
     kernel = _stein_kernel(x, scores, scale, exponent)
     n = len(x)
@@ -91,7 +91,7 @@ def kernel_stein_test(
 
     Reference:
       K. Chwialkowski, H. Strathmann, A. Gretton, "A Kernel Test of Goodness of Fit", ICML 2016,
-      section 3.2, for independent examples.
+      for independent examples.
     """
     check_key(key)
     if replicates < 1:

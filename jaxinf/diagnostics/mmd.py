@@ -58,7 +58,7 @@ def mmd(
 
     Reference:
       A. Gretton, K. Borgwardt, M. Rasch, B. Schölkopf, A. Smola, "A Kernel Two-Sample Test",
-      JMLR 2012, equation (3); the median distance is that of its section 8.
+      JMLR 2012.
     """
     kernel, n = _kernel(x, y, bandwidth)
     first = (jnp.arange(len(kernel)) < n).astype(kernel.dtype)
@@ -89,7 +89,7 @@ def mmd_test(
       ValueError: as :func:`mmd`, and for no permutation.
 
     Reference:
-      Section 5 of :func:`mmd`'s; the p-value counts the order that was found, too.
+      As :func:`mmd`; the p-value counts the order that was found, too.
     """
     check_key(key)
     if permutations < 1:

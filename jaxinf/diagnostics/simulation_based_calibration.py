@@ -67,7 +67,7 @@ def simulation_based_calibration(
 
     Reference:
       S. Talts, M. Betancourt, D. Simpson, A. Vehtari, A. Gelman, "Validating Bayesian Inference
-      Algorithms with Simulation-Based Calibration", 2018, theorem 1 and algorithm 2.
+      Algorithms with Simulation-Based Calibration", 2018.
     """
     check_key(key)
     if thin < 1:

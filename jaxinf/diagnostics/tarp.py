@@ -62,7 +62,7 @@ def tarp(
 
     Reference:
       P. Lemos, A. Coogan, Y. Hezaveh, L. Perreault-Levasseur, "Sampling-Based Accuracy Testing of
-      Posterior Estimators for General Inference", ICML 2023, algorithm 2 and theorem 3.
+      Posterior Estimators for General Inference", ICML 2023.
     """
     check_key(key)
     check_runs(truth, draws)

@@ -138,8 +138,7 @@ def run(
         common leading axis.
 
     Reference:
-      N. Chopin and O. Papaspiliopoulos, "An Introduction to Sequential Monte Carlo", 2020,
-      algorithm 10.2.
+      N. Chopin and O. Papaspiliopoulos, "An Introduction to Sequential Monte Carlo", 2020.
     """
     check_key(key)
     check_share("threshold", threshold)

@@ -143,7 +143,7 @@ class Population:
 
         Reference:
           A. Lee and N. Whiteley, "Variance estimation in the particle filter", Biometrika 2018,
-          equation (7), for the constant function under the weights.
+          for the constant function under the weights.
         """
         return jnp.sqrt(jnp.maximum(-jnp.expm1(self.log_pairs + self._log_unrelated()), 0))
 

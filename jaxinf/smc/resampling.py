@@ -83,7 +83,7 @@ def systematic(
 
     Reference:
       J. Carpenter, P. Clifford and P. Fearnhead, "Improved particle filter for nonlinear problems",
-      1999, section 3.
+      1999.
     """
     count = count or log_weights.size
     u = jax.random.uniform(key, (), log_weights.dtype)
@@ -104,7 +104,7 @@ def residual(
       Indices, with E[number of i] = count W_i.
 
     Reference:
-      J. Liu and R. Chen, "Sequential Monte Carlo methods for dynamic systems", 1998, section 2.2.2.
+      J. Liu and R. Chen, "Sequential Monte Carlo methods for dynamic systems", 1998.
     """
     count = count or log_weights.size
     expected = count * jax.nn.softmax(log_weights)
@@ -163,8 +163,7 @@ def metropolis(steps: int) -> Metropolis:
       ValueError: when there is no step.
 
     Reference:
-      L. Murray, A. Lee and P. Jacob, "Parallel resampling in the particle filter", 2016,
-      code 2 and section 3.
+      L. Murray, A. Lee and P. Jacob, "Parallel resampling in the particle filter", 2016.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}.")

@@ -61,13 +61,11 @@ def temper(
       ValueError: for a target without a prior to draw from, and counts and shares out of range.
 
     Reference:
-      P. Del Moral, A. Doucet and A. Jasra, "Sequential Monte Carlo samplers", 2006, section 3.3.2;
-      H.-D. Dau and N. Chopin, "Waste-free sequential Monte Carlo", 2022, algorithm 2.
+      P. Del Moral, A. Doucet and A. Jasra, "Sequential Monte Carlo samplers", 2006;
+      H.-D. Dau and N. Chopin, "Waste-free sequential Monte Carlo", 2022.
     """
     if not 0 < effective < 1:
         raise ValueError(f"effective must lie between 0 and 1, got {effective}.")
-    if max_levels < 1:
-        raise ValueError(f"max_levels must be at least 1, got {max_levels}.")
     if max_levels < 1:
         raise ValueError(f"max_levels must be at least 1, got {max_levels}.")
     kernel = hmc(5) if kernel is None else kernel
@@ -142,14 +140,6 @@ def schedule(kernel: Kernel, temperatures: Float[Array, " levels"], moves: int =
     varied = dataclasses.replace(varied, step_size=step)
     stacked = jax.tree.map(lambda a: jnp.broadcast_to(a, (found.size, *jnp.shape(a))), varied)
     return Schedule(jnp.asarray(found, float), stacked, jnp.asarray(found.size))
-
-
-def _check(effective: float, max_levels: int) -> None:
-    """Raise for what no run can be made with."""
-    if not isinstance(effective, jax.core.Tracer) and not 0 < effective < 1:
-        raise ValueError(f"effective must lie between 0 and 1, got {effective}.")
-    if max_levels < 1:
-        raise ValueError(f"max_levels must be at least 1, got {max_levels}.")
 
 
 def _chains(key: Key, target: Target, particles: int, moves: int, waste_free: bool) -> int:

@@ -82,7 +82,7 @@ def next_temperature(
 
     Reference:
       Y. Zhou, A. Johansen and J. Aston, "Toward automatic model comparison: an adaptive sequential
-      Monte Carlo approach", JCGS 2016, equation (8).
+      Monte Carlo approach", JCGS 2016.
     """
     # the best of them is 0: weights do not overflow, and the share does not change
     top = jnp.max(jnp.where(log_likelihood < jnp.inf, log_likelihood, -jnp.inf))
