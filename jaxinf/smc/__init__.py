@@ -1,13 +1,24 @@
 """Populations of weighted particles, and the methods that move, weigh and resample them.
 
 A :class:`Population` is the noun; :func:`run` is the driver of every particle method over a
-Feynman-Kac model, and :func:`temper` draws from a :class:`jaxinf.target.Target` and estimates its
-evidence, with a standard error from the same run.
+Feynman-Kac model. :func:`particle_filter` filters a :func:`jaxinf.markov.state_space`;
+:func:`temper` draws from a :class:`jaxinf.target.Target`. Both estimate the evidence, with a
+standard error from the same run.
 """
 
-from jaxinf.smc.driver import History, Info, Model, Run, advance, run
+from jaxinf.smc.driver import History, Info, Model, Run, Weighted, advance, run
+from jaxinf.smc.filter import particle_filter
 from jaxinf.smc.levels import Schedule, Tempering
 from jaxinf.smc.population import Population, population
+from jaxinf.smc.proposal import (
+    Ahead,
+    Proposal,
+    auxiliary,
+    bootstrap,
+    guided,
+    optimal,
+    predictive,
+)
 from jaxinf.smc.resampling import (
     Metropolis,
     Scheme,
@@ -21,22 +32,31 @@ from jaxinf.smc.temper import anneal, schedule, temper
 from jaxinf.smc.temperature import Tempered, next_temperature
 
 __all__ = [
+    "Ahead",
     "History",
     "Info",
     "Metropolis",
     "Model",
     "Population",
+    "Proposal",
     "Run",
     "Schedule",
     "Scheme",
     "Tempered",
     "Tempering",
+    "Weighted",
     "advance",
     "anneal",
+    "auxiliary",
+    "bootstrap",
+    "guided",
     "metropolis",
     "multinomial",
     "next_temperature",
+    "optimal",
+    "particle_filter",
     "population",
+    "predictive",
     "residual",
     "run",
     "schedule",

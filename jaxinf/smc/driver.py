@@ -19,12 +19,19 @@ class Model(Protocol):
     """A Feynman-Kac model: a chain and the weights of its steps, for one particle; a pytree."""
 
     def init(self, key: Key) -> PyTree:
-        """Draw a particle."""
+        """Draw a particle; in a :class:`Weighted` where the first ones have a weight."""
         ...
 
     def step(self, key: Key, particle: PyTree, inputs: PyTree) -> tuple[PyTree, Array]:
         """Move a particle by one step and return it with the logarithm of its weight's factor."""
         ...
+
+
+class Weighted(NamedTuple):
+    """A first particle with its weight."""
+
+    particle: PyTree
+    log_weight: Float[Array, ""]
 
 
 class Info(NamedTuple):
@@ -59,8 +66,9 @@ class Run(NamedTuple):
     standard_error: Float[Array, ""]
     """Of the log-evidence; see :meth:`Population.log_evidence_error`."""
     info: Info
-    """Of each step, [steps]."""
+    """Of each step, [steps]; of the start before them where that has weights."""
     history: History | None
+    """Of each step, or of the start and each step, as ``info``."""
 
 
 def advance(
@@ -167,7 +175,11 @@ def _run(
     """See :func:`run`."""
     key_start, key_steps = jax.random.split(key)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key_start, jnp.arange(particles))
-    start = population(spread(batch_vmap(model.init)(keys)))
+    drawn = batch_vmap(model.init)(keys)
+    weighted = isinstance(drawn, Weighted)
+    start = population(spread(drawn.particle if weighted else drawn))
+    if weighted:
+        start = start.weigh(drawn.log_weight)
     steps = jax.tree.leaves(inputs)[0].shape[0]
 
     def step(state: Population, row: Any) -> tuple[Population, Any]:
@@ -176,8 +188,16 @@ def _run(
         state, info = advance(key, model, state, now, resample, threshold)
         if progress:
             tick(i, steps, "particles")
-        kept = History(state.particles, state.log_weights, state.ancestors) if history else None
-        return state, (info, kept)
+        return state, (info, keep(state))
 
-    end, (info, kept) = jax.lax.scan(step, start, (jnp.arange(steps), inputs))
+    def keep(state: Population) -> History | None:
+        kept = History(state.particles, state.log_weights, state.ancestors)
+        return kept if history else None
+
+    end, rows = jax.lax.scan(step, start, (jnp.arange(steps), inputs))
+    if weighted:
+        info = Info(start.ess(), jnp.zeros_like(start.alive), start.alive, start.log_evidence)
+        first = info, keep(start)
+        rows = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rows)
+    info, kept = rows
     return Run(end, end.log_evidence, end.log_evidence_error(), info, kept)
