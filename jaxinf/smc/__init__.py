@@ -6,6 +6,7 @@ Feynman-Kac model. :func:`particle_filter` filters a :func:`jaxinf.markov.state_
 standard error from the same run.
 """
 
+from jaxinf.smc.conditional import conditional
 from jaxinf.smc.driver import History, Info, Model, Run, Weighted, advance, run
 from jaxinf.smc.filter import particle_filter
 from jaxinf.smc.levels import Schedule, Tempering
@@ -49,6 +50,7 @@ __all__ = [
     "anneal",
     "auxiliary",
     "bootstrap",
+    "conditional",
     "guided",
     "metropolis",
     "multinomial",
