@@ -82,6 +82,12 @@ def test_files_name_no_machine_and_no_registry():
     assert not found
 
 
+def test_files_of_tests_have_names_of_their_own():
+    """Two of one name are one module to pytest, which then collects neither twice."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert {name for name in names if names.count(name) > 1} == set()
+
+
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_module_is_short(path):
     source = (ROOT / path).read_text()
