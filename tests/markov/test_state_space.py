@@ -236,7 +236,7 @@ def test_a_nonlinear_process_under_a_linear_surrogate(x64):
 
 def test_linearised_at_a_linear_process_is_itself(x64):
     model, y, _ = gaussian_model()
-    path = jnp.zeros((LENGTH, 3))
+    path = jnp.asarray(np.random.default_rng(7).normal(size=(LENGTH, 3)))
     same = markov.linearise_along(model, path)
     chex.assert_trees_all_close(
         markov.filter(same, y).log_evidence, markov.filter(model, y).log_evidence, rtol=1e-12
