@@ -64,8 +64,9 @@ def graph_filter(model: Graph, likelihoods: dict[int, Any]) -> Inward:
 
     Over a kernel with several parents the message is about all of them together; it is split into
     one for each by averaging over the laws the others have before anything is seen,
-    :math:`h_i(x_i) = \int h(x) \prod_{j \neq i} \pi_j(dx_j)`. With one parent nothing is lost; with
-    more, what the split lost is a weight of :func:`graph_guide`.
+    :math:`h_i(x_i) = \int h(x) \prod_{j \neq i} \pi_j(dx_j)`; their scale does not
+    matter. With one parent nothing is lost; with more, what the split lost is a weight of
+    :func:`graph_guide`.
 
     Args:
       model: the graph.
@@ -165,14 +166,10 @@ def _unit(law: Any) -> Any:
 
 
 def _split(message: Any, laws: list[Any]) -> tuple[Any, ...]:
-    """Return a message for each of several states, the others averaged out; the mean once."""
-    total = message.weigh(_product(laws))[1]
+    """Return a message for each of several states, the others averaged out."""
     if isinstance(laws[0], Finite):
-        parts = _split_finite(message, laws)
-    else:
-        parts = tuple(_average(message, laws, i) for i in range(len(laws)))
-    # the product of the averages would count the overall mean once for every state
-    return (parts[0], *(_scaled(part, -total) for part in parts[1:]))
+        return _split_finite(message, laws)
+    return tuple(_average(message, laws, i) for i in range(len(laws)))
 
 
 def _split_finite(message: FiniteMessage, laws: list[Finite]) -> tuple[FiniteMessage, ...]:
@@ -204,10 +201,3 @@ def _average(message: Quadratic, laws: list[Gaussian], i: int) -> Quadratic:
     root = jax.scipy.linalg.block_diag(*roots)
     spread = LinearGaussian(jnp.concatenate(blocks), jnp.concatenate(means), root)
     return spread.pullback(message).message
-
-
-def _scaled(message: Any, log_factor: Array) -> Any:
-    """Return a message times a number."""
-    if isinstance(message, FiniteMessage):
-        return FiniteMessage(message.log_values + log_factor)
-    return Quadratic(message.constant + log_factor, message.linear, message.precision)
