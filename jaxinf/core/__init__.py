@@ -9,7 +9,7 @@ from jaxinf.core.finite import Finite, finite
 from jaxinf.core.laws import Gaussian, Mixture, gaussian, log_prob, mixture
 from jaxinf.core.noise import Independent, Noise, normal
 from jaxinf.core.record import record, static
-from jaxinf.core.scan import carry, concretely, is_concrete, runge_kutta
+from jaxinf.core.scan import carry, concretely, first, is_concrete, prepend, rest, runge_kutta
 from jaxinf.core.spread import AXES, BATCH, batch_vmap, gather, spread, stay
 from jaxinf.core.trace import Exact, Hutchinson, Trace, exact, hutchinson, value_and_trace
 from jaxinf.core.triangular import triangular
@@ -47,6 +47,7 @@ __all__ = [
     "divide",
     "exact",
     "finite",
+    "first",
     "gather",
     "gaussian",
     "hutchinson",
@@ -54,7 +55,9 @@ __all__ = [
     "log_prob",
     "mixture",
     "normal",
+    "prepend",
     "record",
+    "rest",
     "root",
     "runge_kutta",
     "spread",

@@ -26,6 +26,21 @@ def carry(x: Array, value: float) -> Array:
     return jnp.where(False, jnp.ravel(x)[0], jnp.asarray(value, x.dtype))
 
 
+def first(tree: PyTree) -> PyTree:
+    """Return the first of every leaf's leading axis: where a scan starts."""
+    return jax.tree.map(lambda a: a[0], tree)
+
+
+def rest(tree: PyTree) -> PyTree:
+    """Return all but the first of every leaf's leading axis: what a scan goes over."""
+    return jax.tree.map(lambda a: a[1:], tree)
+
+
+def prepend(start: PyTree, later: PyTree) -> PyTree:
+    """Return what a scan started from and what it stacked as one leading axis."""
+    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, later)
+
+
 def concretely() -> AbstractContextManager[None]:
     """Compute concrete numbers now, also while a program around is being traced.
 

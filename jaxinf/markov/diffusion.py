@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxinf.core import PyTree, Scalar, record, static
 from jaxinf.core.types import Leaf
+from jaxinf.markov.deterministic import deterministic
 from jaxinf.markov.gaussian_step import GaussianStep, gaussian_step
 from jaxinf.markov.linear_gaussian import LinearGaussian
 
@@ -53,26 +54,20 @@ def euler(process: Diffusion, t: Scalar, dt: Scalar) -> GaussianStep:
       The kernel, for one step; ``markov.over_time(jax.vmap(lambda t: markov.euler(p, t, dt))(ts))``
       is a path's.
     """
-    params = process.params, jnp.asarray(t, float), jnp.asarray(dt, float)
-    return gaussian_step(_Part(process.drift, "mean"), _Part(process.dispersion, "root"), params)
+    params = process, jnp.asarray(t, float), jnp.asarray(dt, float)
+    return gaussian_step(_euler_mean, _euler_root, params)
 
 
-class _Part:
-    """Euler's mean or root: equal for equal functions, so that kernels built anew compile once."""
+def _euler_mean(params: Any, x: Array) -> Array:
+    """Euler's mean."""
+    process, t, dt = params
+    return x + dt * process.drift(process.params, t, x)
 
-    def __init__(self, function: Callable[..., Array], part: str) -> None:
-        self.function, self.part = function, part
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Part) and vars(self) == vars(other)
-
-    def __hash__(self) -> int:
-        return hash((self.function, self.part))
-
-    def __call__(self, params: Any, x: Array) -> Array:
-        params, t, dt = params
-        value = self.function(params, t, x)
-        return x + dt * value if self.part == "mean" else jnp.sqrt(dt) * value
+def _euler_root(params: Any, x: Array) -> Array:
+    """Euler's root."""
+    process, t, dt = params
+    return jnp.sqrt(dt) * process.dispersion(process.params, t, x)
 
 
 def linear_diffusion(
@@ -139,26 +134,16 @@ def semilinear(
     weights = jax.vmap(
         lambda e: linear_diffusion(matrix, e, zero, dt).offset, in_axes=1, out_axes=1
     )(jnp.eye(d, dtype=matrix.dtype))
-    return gaussian_step(_Semilinear(rest), _root, (linear, weights, params))
+    left = deterministic(rest, params)
+    return gaussian_step(_semilinear_mean, _semilinear_root, (linear, weights, left))
 
 
-class _Semilinear:
+def _semilinear_mean(params: Any, x: Array) -> Array:
     """The exponential Euler step's mean."""
-
-    def __init__(self, rest: Callable[..., Array]) -> None:
-        self.rest = rest
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Semilinear) and self.rest == other.rest
-
-    def __hash__(self) -> int:
-        return hash(self.rest)
-
-    def __call__(self, params: Any, x: Array) -> Array:
-        linear, weights, rest = params
-        return linear.matrix @ x + weights @ self.rest(rest, x)
+    linear, weights, left = params
+    return linear.matrix @ x + weights @ left.at(x)[0]
 
 
-def _root(params: Any, x: Array) -> Array:
+def _semilinear_root(params: Any, x: Array) -> Array:
     """The exponential Euler step's root."""
     return params[0].root

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxinf.core import Finite, record, static
+from jaxinf.core import Finite, prepend, record, static
 from jaxinf.core.finite import normalise
 from jaxinf.core.types import Leaf
 from jaxinf.markov.finite import FiniteKernel
@@ -150,9 +150,9 @@ def _filter(model: Any, log_likelihoods: Array) -> tuple[Array, Array]:
         )
         return laws, (laws, sums)
 
-    first = update(start, log_likelihoods[0])
-    _, later = jax.lax.scan(step, first[0], log_likelihoods[1:])
-    laws, sums = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, later)
+    begin = update(start, log_likelihoods[0])
+    _, later = jax.lax.scan(step, begin[0], log_likelihoods[1:])
+    laws, sums = prepend(begin, later)
     return laws, sums
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxinf.core import Dense, Gaussian, Key, PyTree, record
+from jaxinf.core import Dense, Gaussian, Key, PyTree, first, prepend, record, rest
 from jaxinf.core.types import Leaf
 from jaxinf.markov.linear_gaussian import matrix_of
 from jaxinf.markov.state_space import (
@@ -82,10 +82,9 @@ def _in_turn(model: Any, observations: Any, observed: Array) -> Filtered:
         return (law, total + value), (law, total + value)
 
     views = along(model.emission), observations, observed
-    start = see(prior_of(model), *jax.tree.map(lambda a: a[0], views))
-    rest = jax.tree.map(lambda a: a[1:], views)
-    _, later = jax.lax.scan(step, start, (along(model.transition), rest))
-    return Filtered(*jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, later))
+    start = see(prior_of(model), *first(views))
+    _, later = jax.lax.scan(step, start, (along(model.transition), rest(views)))
+    return Filtered(*prepend(start, later))
 
 
 def prior_of(model: Any) -> Any:
@@ -114,19 +113,18 @@ class Element:
 def _in_blocks(model: Any, observations: Any, observed: Array, block: int) -> Filtered:
     """Filter all times together."""
     seen = likelihoods(model, observations, observed)
-    first, rest = jax.tree.map(lambda a: a[0], seen), jax.tree.map(lambda a: a[1:], seen)
 
     def element(transition: Any, likelihood: Any) -> Element:
         back, guided = at(model.transition, transition).pullback(likelihood)
         return Element(guided.kernel, back)
 
     axes = (0 if isinstance(model.transition, OverTime) else None, 0)
-    later = jax.vmap(element, in_axes=axes)(along(model.transition), rest)
-    law, value = first.weigh(prior_of(model))
-    start = jax.tree.map(lambda a: a[0], later)
+    later = jax.vmap(element, in_axes=axes)(along(model.transition), rest(seen))
+    law, value = first(seen).weigh(prior_of(model))
+    start = first(later)
     nothing = jax.tree.map(jnp.zeros_like, start.message)
     start = Element(start.kernel.always(law), nothing)
-    elements = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, later)
+    elements = prepend(start, later)
     done = prefixes(elements, block)
     anywhere = jnp.zeros_like(model.initial.sample(jax.random.key(0)))
     laws = jax.vmap(lambda kernel: kernel.law(anywhere))(done.kernel)
@@ -151,15 +149,14 @@ def prefixes(elements: Any, block: int) -> Any:
         return total, total
 
     def scan(elements: Any) -> Any:
-        first = jax.tree.map(lambda a: a[0], elements)
-        rest = jax.tree.map(lambda a: a[1:], elements)
-        _, later = jax.lax.scan(join, first, rest)
-        return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, later)
+        start = first(elements)
+        _, later = jax.lax.scan(join, start, rest(elements))
+        return prepend(start, later)
 
     within = jax.vmap(scan)(jax.tree.map(cut, elements))
     before = scan(jax.tree.map(lambda a: a[:, -1], within))
     joined = jax.vmap(lambda total, block: jax.vmap(total.then)(block))(
-        jax.tree.map(lambda a: a[:-1], before), jax.tree.map(lambda a: a[1:], within)
+        jax.tree.map(lambda a: a[:-1], before), rest(within)
     )
     whole = jax.tree.map(lambda a, b: jnp.concatenate([a[:1], b]), within, joined)
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:length], whole)

@@ -102,9 +102,9 @@ def regress(kernel: Any, prior: Gaussian) -> LinearGaussian:
     d = prior.mean.size
     factor = matrix_of(prior.covariance, d)
     arms = jnp.sqrt(d) * jnp.concatenate([factor.T, -factor.T])
-    means, roots = jax.vmap(kernel.at)(prior.mean + arms)
+    means, roots = jax.vmap(kernel.at)(prior.mean[None] + arms)
     mean = jnp.mean(means, axis=0)
-    off = (means - mean) / jnp.sqrt(2 * d)
+    off = (means - mean[None]) / jnp.sqrt(2 * d)
     white = jnp.concatenate([jnp.eye(d), -jnp.eye(d)]).astype(off.dtype) / jnp.sqrt(2)
     slope_white = off.T @ white  # of y on white coordinates of x: A L
     residual = (off - white @ slope_white.T).T

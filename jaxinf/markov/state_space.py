@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxinf.core import Key, PyTree, record
+from jaxinf.core import Key, PyTree, first, prepend, record, rest
 from jaxinf.core.types import Leaf
 from jaxinf.markov.gaussian_step import linearise
 from jaxinf.markov.kernel import Exact, Law
@@ -39,13 +39,18 @@ class StateSpace:
 
         slots = jax.random.split(key_steps, length - 1), along(self.transition)
         _, later = jax.lax.scan(step, start, slots)
-        path = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, later)
+        path = prepend(start, later)
 
         def see(key: Key, x: PyTree, emission: Any) -> PyTree:
             return at(self.emission, emission).sample(key, x)
 
         keys = jax.random.split(key_seen, length)
         return path, jax.vmap(see)(keys, path, along(self.emission))
+
+
+def kind(kernel: Any) -> Any:
+    """Return the record of a kernel, or of those of all times: its type says what it can do."""
+    return kernel.kernels if isinstance(kernel, OverTime) else kernel
 
 
 def along(kernel: Any) -> Any:
@@ -73,8 +78,7 @@ def over_time(kernels: Any) -> OverTime:
 
 def sizes(kernel: Any) -> tuple[Any, Any]:
     """Return kind and size of a kernel's start and end, None for one that does not say."""
-    kernel = kernel.kernels if isinstance(kernel, OverTime) else kernel
-    return getattr(kernel, "sizes", (None, None))
+    return getattr(kind(kernel), "sizes", (None, None))
 
 
 def state_space(initial: Law, transition: Any, emission: Any) -> StateSpace:
@@ -180,7 +184,7 @@ def backward_filter(
     observations, observed = check_observations(observations, observed)
     proxy = model if surrogate is None else surrogate
     for name, kernel in (("transition", proxy.transition), ("emission", proxy.emission)):
-        inner = kernel.kernels if isinstance(kernel, OverTime) else kernel
+        inner = kind(kernel)
         able = hasattr(inner, "likelihood") if name == "emission" else isinstance(inner, Exact)
         if not able:
             raise TypeError(
@@ -206,7 +210,7 @@ def _backward(proxy: Any, observations: Any, observed: Array) -> Backward:
     slots = jax.tree.map(lambda a: a[:-1], seen), along(proxy.transition)
     _, (earlier, pulled) = jax.lax.scan(step, last, slots, reverse=True)
     messages = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), earlier, last)
-    evidence = jax.tree.map(lambda a: a[0], messages).weigh(proxy.initial)[1]
+    evidence = first(messages).weigh(proxy.initial)[1]
     return Backward(messages, pulled, seen, observations, observed, evidence)
 
 
@@ -240,12 +244,6 @@ def _forward(key: Key, model: Any, back: Any) -> Any:
         ratio = at(model.emission, emission).log_prob(x, y) - likelihood(x)
         return jnp.where(there, ratio, 0.0)
 
-    def first(tree: Any) -> Any:
-        return jax.tree.map(lambda a: a[0], tree)
-
-    def rest(tree: Any) -> Any:
-        return jax.tree.map(lambda a: a[1:], tree)
-
     views = along(model.emission), back.likelihoods, back.observations, back.observed
     law, log_weight = first(back.messages).weigh(model.initial)
     start = law.sample(key_start)
@@ -262,7 +260,7 @@ def _forward(key: Key, model: Any, back: Any) -> Any:
     keys = jax.random.split(key_steps, back.observed.shape[0] - 1)
     slots = keys, along(model.transition), rest(back.messages), back.pulled, rest(views)
     (_, log_weight), later = jax.lax.scan(step, (start, log_weight), slots)
-    path = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), start, later)
+    path = prepend(start, later)
     return path, log_weight
 
 

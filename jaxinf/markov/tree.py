@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxinf.core import Key, PyTree, record, static
+from jaxinf.core import Key, PyTree, first, record, rest, static
 from jaxinf.core.types import Leaf
 
 
@@ -89,7 +89,7 @@ def _up(proxy: Any, messages: Any) -> Upward:
 
     slots = nodes, jnp.asarray(proxy.parents), proxy.kernels
     messages, pulled = jax.lax.scan(step, messages, slots, reverse=True)
-    root = jax.tree.map(lambda a: a[0], messages)
+    root = first(messages)
     return Upward(messages, pulled, root.weigh(proxy.initial)[1])
 
 
@@ -117,7 +117,7 @@ def tree_guide(
 def _down(key: Key, model: Any, up: Any) -> tuple[Any, Array]:
     """See :func:`tree_guide`."""
     key_root, key_steps = jax.random.split(key)
-    law, log_weight = jax.tree.map(lambda a: a[0], up.messages).weigh(model.initial)
+    law, log_weight = first(up.messages).weigh(model.initial)
     root = law.sample(key_root)
     n = len(model.parents)
     states = jax.tree.map(lambda a: jnp.zeros((n + 1, *a.shape), a.dtype).at[0].set(a), root)
@@ -131,7 +131,7 @@ def _down(key: Key, model: Any, up: Any) -> tuple[Any, Array]:
         states = jax.tree.map(lambda a, b: a.at[i].set(b), states, drawn)
         return (states, log_weight + value - pulled(x)), None
 
-    below = jax.tree.map(lambda a: a[1:], up.messages)
+    below = rest(up.messages)
     keys = jax.random.split(key_steps, n)
     slots = keys, jnp.arange(1, n + 1), jnp.asarray(model.parents), model.kernels, below, up.pulled
     (states, log_weight), _ = jax.lax.scan(step, (states, log_weight), slots)

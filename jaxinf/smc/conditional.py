@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
-from jaxinf.core import Key, check_key
+from jaxinf.core import Key, check_key, first, rest
 from jaxinf.markov import StateSpace
 from jaxinf.markov.state_space import along, at, check_observations
 from jaxinf.smc.proposal import From, Proposal, bootstrap, views, weigh
@@ -83,12 +83,6 @@ def _conditional(
     seen = views(model, proposal, observations, observed)
     given = jnp.arange(particles) == particles - 1
     key_start, key_steps, key_end = jax.random.split(key, 3)
-
-    def first(tree: Any) -> Any:
-        return jax.tree.map(lambda a: a[0], tree)
-
-    def rest(tree: Any) -> Any:
-        return jax.tree.map(lambda a: a[1:], tree)
 
     def move(key: Key, kernel: Any, view: Any, fixed: PyTree, particle: Any, here: Array) -> Any:
         """Move a particle, or take the path's state, and weigh it."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxinf.core import Key, Scalar, batch_vmap, check_key, spread
+from jaxinf.core import Key, Scalar, batch_vmap, check_key, prepend, spread
 from jaxinf.core.progress import tick
 from jaxinf.smc.population import Population, check_share, population
 from jaxinf.smc.resampling import Scheme, systematic
@@ -198,6 +198,6 @@ def _run(
     if weighted:
         info = Info(start.ess(), jnp.zeros_like(start.alive), start.alive, start.log_evidence)
         first = info, keep(start)
-        rows = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rows)
+        rows = prepend(first, rows)
     info, kept = rows
     return Run(end, end.log_evidence, end.log_evidence_error(), info, kept)

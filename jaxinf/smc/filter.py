@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
-from jaxinf.core import Key, Leaf, Scalar, check_key, record
+from jaxinf.core import Key, Leaf, Scalar, check_key, first, record, rest
 from jaxinf.markov import StateSpace
 from jaxinf.markov.state_space import along, at, check_observations
 from jaxinf.smc.driver import History, Run, Weighted, run
@@ -111,8 +111,8 @@ def _filter(
 ) -> Run:
     """See :func:`particle_filter`."""
     seen = views(model, proposal, observations, observed)
-    chain = _Chain(model, proposal, jax.tree.map(lambda a: a[0], seen))
-    inputs = along(model.transition), jax.tree.map(lambda a: a[1:], seen)
+    chain = _Chain(model, proposal, first(seen))
+    inputs = along(model.transition), rest(seen)
     found = run(key, chain, inputs, particles=particles, resample=resample, threshold=threshold,
                 history=history)  # fmt: skip
     people = found.population

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxinf.core import Key, Leaf, Scalar, record, static
-from jaxinf.markov import Backward, OverTime, StateSpace, Tiltable
-from jaxinf.markov.state_space import along, at, likelihoods
+from jaxinf.markov import Backward, StateSpace, Tiltable
+from jaxinf.markov.state_space import along, at, kind, likelihoods
 
 
 class Ahead(NamedTuple):
@@ -91,7 +91,7 @@ class Optimal:
         """Return the messages of the observations."""
         _check_tilt(model)
         proxy = model if self.surrogate is None else self.surrogate
-        kernel = _one(proxy.emission)
+        kernel = kind(proxy.emission)
         if not hasattr(kernel, "likelihood"):
             raise TypeError(
                 f"the emission {type(kernel).__name__} has no likelihood message; pass "
@@ -321,14 +321,9 @@ def _tilted(kernel: Any, x: PyTree, message: Any) -> tuple[Any, Callable[[Any], 
     return law, lambda y: jnp.where(dead, -jnp.inf, value - message(y))
 
 
-def _one(kernel: Any) -> Any:
-    """Return the kernel of one time, as a kind."""
-    return kernel.kernels if isinstance(kernel, OverTime) else kernel
-
-
 def _check_tilt(model: StateSpace) -> None:
     """Raise where the transition cannot be weighted by a message."""
-    kernel = _one(model.transition)
+    kernel = kind(model.transition)
     if not isinstance(kernel, Tiltable):
         raise TypeError(
             f"the transition {type(kernel).__name__} has no tilt(x, message): make it a "

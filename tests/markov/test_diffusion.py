@@ -116,6 +116,29 @@ def test_a_bridge_of_a_double_well_has_the_transition_density_as_mean_weight(x64
     assert jnp.abs(found.mean()) < 4 * found.std() / np.sqrt(len(keys))
 
 
+def bend(params, x):
+    """Quadratic, so that third-degree cubature has its moments exactly."""
+    return jnp.array([x[0] ** 2, 2 * x[0] - 3 * x[1]])
+
+
+def half(params, x):
+    return jnp.array([[0.5], [0.2]])
+
+
+def test_regression_has_the_moments_of_a_step(x64):
+    """Of a quadratic with a correlated prior: mean and slope; equal to a linear step itself."""
+    spread = jnp.array([[1.0, 0.4], [0.4, 0.5]])
+    prior = core.gaussian(jnp.array([0.7, -0.2]), core.dense(spread))
+    line = markov.regress(markov.gaussian_step(bend, half), prior)
+    mean = jnp.array([0.49 + 1.0, 1.4 + 0.6])
+    np.testing.assert_allclose(line.matrix @ prior.mean + line.offset, mean, rtol=1e-12)
+    np.testing.assert_allclose(line.matrix, [[1.4, 0.0], [2.0, -3.0]], atol=1e-12)
+    exact = markov.linear_gaussian(jnp.array([[1.0, 2.0], [0.3, -1.0]]), core.dense(spread))
+    same = markov.regress(exact, prior)
+    np.testing.assert_allclose(same.matrix, exact.matrix, rtol=1e-12)
+    np.testing.assert_allclose(same.root @ same.root.T, spread, rtol=1e-12, atol=1e-14)
+
+
 def test_kernels_built_anew_compile_once():
     chex.clear_trace_counter()
 
