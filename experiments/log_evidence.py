@@ -42,7 +42,14 @@ class Config:
 
 MORE = partial(smc.temper, particles=4000, kernel=mcmc.hmc(3), moves=3)
 OURS = {
-    "funnel": partial(smc.temper, particles=2000, kernel=mcmc.hmc(3), moves=20, jitter=3.0),
+    "funnel": partial(
+        smc.temper,
+        particles=2000,
+        kernel=mcmc.hmc(3),
+        moves=5,
+        effective=0.97,
+        learn=smc.triangular(),
+    ),
     "mixture": partial(smc.temper, particles=8000, kernel=mcmc.hmc(3), moves=3),
     "many_well": MORE,
     "breast_cancer": MORE,

@@ -31,6 +31,7 @@ from jaxinf.smc.resampling import (
 )
 from jaxinf.smc.temper import anneal, schedule, temper
 from jaxinf.smc.temperature import Tempered, next_temperature
+from jaxinf.smc.transport import Transport, Triangular, fit_transport, triangular
 
 __all__ = [
     "Ahead",
@@ -45,12 +46,15 @@ __all__ = [
     "Scheme",
     "Tempered",
     "Tempering",
+    "Transport",
+    "Triangular",
     "Weighted",
     "advance",
     "anneal",
     "auxiliary",
     "bootstrap",
     "conditional",
+    "fit_transport",
     "guided",
     "metropolis",
     "multinomial",
@@ -65,4 +69,5 @@ __all__ = [
     "stratified",
     "systematic",
     "temper",
+    "triangular",
 ]

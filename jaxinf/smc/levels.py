@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxinf.core import Key, Leaf, batch_vmap, carry, record, spread
+from jaxinf.core import Key, Leaf, batch_vmap, carry, record, spread, white
 from jaxinf.smc.population import Population, population
 from jaxinf.smc.resampling import Scheme
 from jaxinf.smc.temperature import Tempered, next_temperature
+from jaxinf.smc.transport import Triangular, fit_transport
+from jaxinf.target import mapped
 
 GAIN = 1.0
 """By how much the logarithm of a step size moves for an acceptance that is off by one."""
@@ -28,6 +30,8 @@ class Schedule:
     """With a leading axis of levels on every leaf; step sizes are [levels, moves]."""
     levels: Leaf
     """How many of them count, ()."""
+    transport: Leaf = None
+    """Of each level where there is one: moves are made in its coordinates."""
 
 
 class Tempering(NamedTuple):
@@ -69,6 +73,7 @@ class Adapt(NamedTuple):
     kernel: Any
     """Its kind, its first step size and metric."""
     learn: Any
+    """The metric's form, or that of a map that takes its place."""
     effective: Any
 
 
@@ -97,12 +102,14 @@ def run_levels(
 
     def level(now: _Carry) -> _Carry:
         key_draw, key_moves = jax.random.split(jax.random.fold_in(key_levels, now.level))
-        there, weighed, kernel = _choose(now, adapt)
+        row, weighed = _choose(now, adapt)
+        there = row.temperatures
         drawn = weighed.draw(key_draw, options.resample, options.chains)
         states, kernel, log_step, acceptance = _move(
-            key_moves, Tempered(target, there), kernel, drawn.particles, now.log_step, jitter,
+            key_moves, Tempered(target, there), row, drawn.particles, now.log_step, jitter,
             adapt is not None,
         )  # fmt: skip
+        row = dataclasses.replace(row, kernel=kernel)
         people = _settle(drawn, states, options.waste_free)
         return _Carry(
             level=now.level + 1,
@@ -110,7 +117,7 @@ def run_levels(
             log_step=log_step,
             people=people,
             log_likelihood=batch_vmap(target.log_likelihood)(people.particles),
-            plan=now.plan if adapt is None else _written(now.plan, now.level, there, kernel),
+            plan=now.plan if adapt is None else _written(now.plan, now.level, row),
             ess=now.ess.at[now.level].set(weighed.ess() / options.particles),
             acceptance=now.acceptance.at[now.level].set(acceptance),
         )
@@ -125,7 +132,7 @@ def run_levels(
         log_step=zero if adapt is None else jnp.log(adapt.kernel.step_size) + zero,
         people=population(z),
         log_likelihood=batch_vmap(target.log_likelihood)(z),
-        plan=_blank(adapt, z[0], options) if plan is None else plan,
+        plan=_blank(adapt, z, options) if plan is None else plan,
         ess=jnp.zeros(options.levels, z.dtype) + zero,
         acceptance=jnp.zeros((options.levels, options.moves), z.dtype) + zero,
     )
@@ -143,33 +150,38 @@ def run_levels(
     )
 
 
-def _choose(now: _Carry, adapt: Adapt | None) -> tuple[Array, Population, Any]:
-    """Return the next temperature, the particles weighed for it, and the kernel to move them by."""
+def _choose(now: _Carry, adapt: Adapt | None) -> tuple[Schedule, Population]:
+    """Return the schedule's row for the next level, and the particles weighed for it."""
     if adapt is None:
-        there = now.plan.temperatures[now.level]
-        people = now.people.weigh((there - now.temperature) * now.log_likelihood)
-        return there, people, jax.tree.map(lambda a: a[now.level], now.plan.kernel)
+        row = jax.tree.map(lambda a: a[now.level], dataclasses.replace(now.plan, levels=None))
+        there = row.temperatures
+        return row, now.people.weigh((there - now.temperature) * now.log_likelihood)
     before = now.people.normalise()
     there = next_temperature(now.log_likelihood, before, now.temperature, adapt.effective)
     people = now.people.weigh((there - now.temperature) * now.log_likelihood)
-    z = people.particles
-    counts = jnp.exp(people.normalise()) * people.ess()
-    moments = adapt.learn.add(adapt.learn.none(z[0]), z, counts)
+    z, weights = people.particles, jnp.exp(people.normalise())
     steps = jnp.zeros_like(now.acceptance[0])  # found as the particles move
-    metric = adapt.learn.covariance(moments)
-    return there, people, dataclasses.replace(adapt.kernel, metric=metric, step_size=steps)
+    if isinstance(adapt.learn, Triangular):
+        metric, transport = white(), fit_transport(z, weights)[0]
+    else:
+        moments = adapt.learn.add(adapt.learn.none(z[0]), z, weights * people.ess())
+        metric, transport = adapt.learn.covariance(moments), None
+    kernel = dataclasses.replace(adapt.kernel, metric=metric, step_size=steps)
+    return Schedule(there, kernel, None, transport), people
 
 
 def _move(
-    key: Key, target: Any, kernel: Any, z: Array, log_step: Array, jitter: Any, adapt: bool
+    key: Key, target: Any, row: Schedule, z: Array, log_step: Array, jitter: Any, adapt: bool
 ) -> tuple[Array, Any, Array, Array]:
     """Move all chains; step sizes follow the acceptance, or are the kernel's own, one a move.
 
     Returns states [moves + 1, chains, dim], the kernel with the step sizes that were used, the
     logarithm of the next one, and the acceptance of each move.
     """
-    index = jnp.arange(z.shape[0])
-    moves = kernel.step_size.shape[0]
+    kernel, transport = row.kernel, row.transport
+    index, start = jnp.arange(z.shape[0]), z
+    if transport is not None:
+        target, z = mapped(target, transport), batch_vmap(transport.inverse)(z)
 
     def move(carry: Any, row: Any) -> Any:
         state, log_step = carry
@@ -191,10 +203,12 @@ def _move(
 
     state = batch_vmap(partial(kernel.init, target))(z)
     (_, log_step), (states, steps, acceptance) = jax.lax.scan(
-        move, (state, log_step), (jnp.arange(moves), kernel.step_size)
+        move, (state, log_step), (jnp.arange(kernel.step_size.size), kernel.step_size)
     )
+    if transport is not None:
+        states = jax.vmap(batch_vmap(lambda u: transport.forward(u)[0]))(states)
     kernel = dataclasses.replace(kernel, step_size=steps)
-    return jnp.concatenate([z[None], states]), kernel, log_step, acceptance
+    return jnp.concatenate([start[None], states]), kernel, log_step, acceptance
 
 
 def _settle(drawn: Population, states: Array, waste_free: bool) -> Population:
@@ -214,24 +228,28 @@ def _settle(drawn: Population, states: Array, waste_free: bool) -> Population:
 
 def _blank(adapt: Any, z: Array, options: Options) -> Schedule:
     """Return the buffers that an adaptive run writes its schedule into."""
-    kernel = _form(adapt, z, options)
-    zero = carry(z, 0.0)
-    rows = jax.tree.map(lambda a: jnp.zeros((options.levels, *a.shape), a.dtype) + zero, kernel)
-    temperatures = jnp.zeros(options.levels, z.dtype) + zero
-    return Schedule(temperatures, rows, options.levels + zero.astype(jnp.int32))
-
-
-def _form(adapt: Any, z: Array, options: Options) -> Any:
-    """Return a kernel of a schedule's form: a step size for each move, and the learned metric."""
-    metric = adapt.learn.start(adapt.kernel.metric, z)
+    metric, transport = white(), None
+    if isinstance(adapt.learn, Triangular):
+        transport = jax.eval_shape(lambda z: fit_transport(z)[0], z)
+    else:
+        metric = adapt.learn.start(adapt.kernel.metric, z[0])
     steps = jnp.zeros(options.moves, z.dtype)
-    return dataclasses.replace(adapt.kernel, step_size=steps, metric=metric)
+    kernel = dataclasses.replace(adapt.kernel, step_size=steps, metric=metric)
+    zero = carry(z, 0.0)
 
+    def rows(leaf: Any) -> Array:
+        return jnp.zeros((options.levels, *jnp.shape(leaf)), jnp.result_type(leaf)) + zero
 
-def _written(plan: Schedule, level: Array, temperature: Array, kernel: Any) -> Schedule:
-    """Return a schedule with a level filled in."""
     return Schedule(
-        plan.temperatures.at[level].set(temperature),
-        jax.tree.map(lambda a, b: a.at[level].set(b), plan.kernel, kernel),
-        plan.levels,
+        temperatures=rows(zero),
+        kernel=jax.tree.map(rows, kernel),
+        levels=options.levels + zero.astype(jnp.int32),
+        transport=jax.tree.map(rows, transport),
     )
+
+
+def _written(plan: Schedule, level: Array, row: Schedule) -> Schedule:
+    """Return a schedule with a level filled in."""
+    unnumbered = dataclasses.replace(plan, levels=None)
+    written = jax.tree.map(lambda a, b: a.at[level].set(b), unnumbered, row)
+    return dataclasses.replace(written, levels=plan.levels)

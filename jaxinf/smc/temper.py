@@ -12,6 +12,7 @@ from jaxinf.core import Key, check_key
 from jaxinf.mcmc import Kernel, Metric, dense, diagonal, hmc
 from jaxinf.smc.levels import Adapt, Options, Schedule, Tempering, run_levels
 from jaxinf.smc.resampling import Scheme, systematic
+from jaxinf.smc.transport import Triangular
 from jaxinf.target import Target
 
 
@@ -24,7 +25,7 @@ def temper(
     moves: int = 5,
     waste_free: bool = False,
     effective: float = 0.9,
-    learn: Metric | None = None,
+    learn: Metric | Triangular | None = None,
     jitter: float = 0.3,
     resample: Scheme = systematic,
     max_levels: int = 100,
@@ -49,7 +50,8 @@ def temper(
       waste_free: whether all states of a level's chains are particles: ``particles / (moves + 1)``
         are drawn, and all states of their moves kept.
       effective: the share of particles that a new temperature leaves effective.
-      learn: the metric's form: ``mcmc.dense()``, the default up to 100 numbers, or ``diagonal()``.
+      learn: the metric's form: ``mcmc.dense()``, the default up to 100 numbers, ``diagonal()``, or
+        :func:`triangular` for scales that differ from place to place.
       jitter: each move's step size is multiplied by exp(jitter u), u uniform in [-1, 1].
       resample: the scheme.
       max_levels: levels at most.

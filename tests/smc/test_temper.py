@@ -71,6 +71,21 @@ def mixture():
     )
 
 
+def funnel():
+    """A normalised density whose second number's scale follows the first, times e^0.6."""
+
+    def seen(_, x):
+        v, rest = x[0], x[1]
+        log_density = jax.scipy.stats.norm.logpdf(v, 0.5, 1.0) + jax.scipy.stats.norm.logpdf(
+            rest, 1.0, jnp.exp(1.5 * v)
+        )
+        return log_density + 0.6 - jnp.sum(jax.scipy.stats.norm.logpdf(x, 0.0, 3.0))
+
+    return target.density(
+        seen, jnp.zeros(2), prior=core.gaussian(jnp.zeros(2), core.Diagonal(3.0 * jnp.ones(2)))
+    )
+
+
 CASES = {
     "gaussian_hmc": (gaussian, gaussian_evidence(), {}),
     "gaussian_waste_free": (
@@ -78,6 +93,7 @@ CASES = {
         gaussian_evidence(),
         {"waste_free": True, "moves": 9, "kernel": mcmc.mala()},
     ),
+    "funnel_transport": (funnel, 0.6, {"learn": smc.triangular()}),
     "poisson_mala": (poisson, poisson_evidence(), {"kernel": mcmc.mala()}),
     "mixture_random_walk": (mixture, 1.7, {"kernel": mcmc.random_walk(), "learn": mcmc.diagonal()}),
 }
