@@ -4,7 +4,7 @@ from jaxinf.core.arithmetic import divide, root
 from jaxinf.core.band import Band
 from jaxinf.core.brownian import Brownian, BrownianPath, brownian
 from jaxinf.core.checks import check_batch, check_key
-from jaxinf.core.covariance import Covariance, Dense, Diagonal, add, dense, white
+from jaxinf.core.covariance import Covariance, Dense, Diagonal, Full, add, dense, full, white
 from jaxinf.core.finite import Finite, finite
 from jaxinf.core.laws import Gaussian, Mixture, gaussian, log_prob, mixture
 from jaxinf.core.noise import Independent, Noise, normal
@@ -26,6 +26,7 @@ __all__ = [
     "Diagonal",
     "Exact",
     "Finite",
+    "Full",
     "Gaussian",
     "Hutchinson",
     "Independent",
@@ -48,6 +49,7 @@ __all__ = [
     "exact",
     "finite",
     "first",
+    "full",
     "gather",
     "gaussian",
     "hutchinson",

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxinf.core.covariance import Covariance, Dense, Diagonal, add
+from jaxinf.core.covariance import Covariance, Dense, Diagonal, Full, add
 from jaxinf.core.record import record
 from jaxinf.core.types import Key, Leaf, Scalar
 
@@ -27,12 +27,12 @@ class Gaussian:
         """Log density at one example, in nats."""
         return log_prob(self.covariance, x - self.mean)
 
-    def noised(self, alpha: Scalar, noise: Diagonal | Dense) -> "Gaussian":
+    def noised(self, alpha: Scalar, noise: Diagonal | Dense | Full) -> "Gaussian":
         """Return the law of alpha x + e for e ~ N(0, noise) independent of x."""
         covariance = add(self.covariance.scaled(alpha), noise, jnp.size(self.mean))
         return Gaussian(alpha * self.mean, covariance)
 
-    def posterior_mean(self, y: Array, alpha: Scalar, noise: Diagonal | Dense) -> Array:
+    def posterior_mean(self, y: Array, alpha: Scalar, noise: Diagonal | Dense | Full) -> Array:
         """Return E[x | alpha x + e = y] for e ~ N(0, noise): m + alpha C M^-1 (y - alpha m)."""
         marginal = self.noised(alpha, noise)
         gain = marginal.covariance.precision(y - marginal.mean)
@@ -56,12 +56,12 @@ class Mixture:
         """Log density at one example, in nats."""
         return jax.nn.logsumexp(self._joint(x))
 
-    def noised(self, alpha: Scalar, noise: Diagonal | Dense) -> "Mixture":
+    def noised(self, alpha: Scalar, noise: Diagonal | Dense | Full) -> "Mixture":
         """Return the law of alpha x + e for e ~ N(0, noise) independent of x."""
         components = jax.vmap(lambda component: component.noised(alpha, noise))(self.components)
         return Mixture(self.log_weights, components)
 
-    def posterior_mean(self, y: Array, alpha: Scalar, noise: Diagonal | Dense) -> Array:
+    def posterior_mean(self, y: Array, alpha: Scalar, noise: Diagonal | Dense | Full) -> Array:
         """Return E[x | alpha x + e = y]: the components' means by their responsibilities."""
         responsibilities = jax.nn.softmax(self.noised(alpha, noise)._joint(y))
         means = jax.vmap(lambda component: component.posterior_mean(y, alpha, noise))(
@@ -84,12 +84,13 @@ def log_prob(covariance: Covariance, x: Array) -> Float[Array, ""]:
     )
 
 
-def gaussian(mean: Float[Array, " d"], covariance: Diagonal | Dense) -> Gaussian:
+def gaussian(mean: Float[Array, " d"], covariance: Diagonal | Dense | Full) -> Gaussian:
     """A Gaussian law.
 
     Args:
       mean: shape (d,).
-      covariance: its covariance, ``core.dense(matrix)`` or ``core.Diagonal(standard_deviations)``.
+      covariance: ``core.dense(matrix)``, ``core.full(matrix)`` or
+        ``core.Diagonal(standard_deviations)``.
 
     Returns:
       The law, with ``sample(key)`` and ``log_prob(x)``.

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxinf.core import Dense, Gaussian, Key, PyTree, first, prepend, record, rest
+from jaxinf.core import Dense, Full, Gaussian, Key, PyTree, first, prepend, record, rest
 from jaxinf.core.types import Leaf
 from jaxinf.markov.linear_gaussian import matrix_of
 from jaxinf.markov.state_space import (
@@ -38,11 +38,13 @@ def filter(
 ) -> Filtered:
     r"""Filter: predict by the transition, weigh by the observation.
 
-    The forward algorithm for finite states and Kalman's filter, in its square-root form, for
-    linear-Gaussian ones: :math:`p_t \propto g_t(y_t \mid \cdot)\, (p_{t-1} k_t)`.
+    The forward algorithm for finite states and Kalman's filter for linear-Gaussian ones:
+    :math:`p_t \propto g_t(y_t \mid \cdot)\, (p_{t-1} k_t)`.
 
     Args:
-      model: a state space of exact kernels.
+      model: a state space of exact kernels. Gaussian laws keep their start's form: covariances
+        where it is given by ``core.full``, the default is roots of them, which stay exact where
+        states are nearly known and which blocks always take.
       observations: a leading axis T of time.
       observed: which of them are there; all by default.
       block: for parallel hardware: times are taken in blocks of this many, side by side; about the
@@ -90,7 +92,7 @@ def _in_turn(model: Any, observations: Any, observed: Array) -> Filtered:
 def prior_of(model: Any) -> Any:
     """Return the initial law in the form that pushing makes of laws."""
     law = model.initial
-    if not isinstance(law, Gaussian):
+    if not isinstance(law, Gaussian) or isinstance(law.covariance, Full):
         return law
     factor = matrix_of(law.covariance, law.mean.size).astype(law.mean.dtype)
     return Gaussian(law.mean, Dense(factor))

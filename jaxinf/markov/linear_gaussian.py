@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxinf.core import Covariance, Dense, Diagonal, Gaussian, Key, record
+from jaxinf.core import Covariance, Dense, Diagonal, Full, Gaussian, Key, record
 from jaxinf.core.triangular import triangular
 from jaxinf.core.types import Leaf
 from jaxinf.markov.kernel import Exactly, Point, Pullback
@@ -70,16 +70,22 @@ class LinearGaussian:
     def push(self, prior: Gaussian) -> Gaussian:
         """Return the law of y for x drawn from a prior."""
         mean, root = self.at(prior.mean)
+        if isinstance(prior.covariance, Full):
+            return Gaussian(mean, Full(self._moved(prior.covariance.matrix)))
         spread = self.matrix @ matrix_of(prior.covariance, prior.mean.size)
         return law(mean, jnp.concatenate([spread, root], axis=1))
 
     def invert(self, prior: Gaussian) -> "LinearGaussian":
         """Return the kernel of x given y: Kalman's gain."""
+        if isinstance(prior.covariance, Full):
+            prior = Gaussian(prior.mean, prior.covariance.rooted)
         gain, expected, _, root = self._joint(prior)
         return LinearGaussian(gain, prior.mean - gain @ expected, root)
 
     def observe(self, prior: Gaussian, y: Float[Array, " m"]) -> tuple[Gaussian, Float[Array, ""]]:
-        """Return the law of x given y, and the log density of y."""
+        """Return the law of x given y, and the log density of y; in the prior's form."""
+        if isinstance(prior.covariance, Full):
+            return self._observe_full(prior.mean, prior.covariance.matrix, y)
         gain, expected, seen, root = self._joint(prior)
         posterior = Gaussian(prior.mean + gain @ (y - expected), Dense(root))
         return posterior, Gaussian(expected, Dense(seen)).log_prob(y)
@@ -94,6 +100,23 @@ class LinearGaussian:
         seen, across, root = joint[:m, :m], joint[m:, :m], joint[m:, m:]
         gain = jax.scipy.linalg.solve_triangular(seen, across.T, lower=True, trans=1).T
         return gain, self.matrix @ prior.mean + self.offset, seen, root
+
+    def _moved(self, covariance: Array) -> Array:
+        """Return the covariance of y for that of x."""
+        moved = self.matrix @ covariance @ self.matrix.T
+        return (moved + moved.T) / 2 + self.root @ self.root.T
+
+    def _observe_full(self, mean: Array, covariance: Array, y: Array) -> tuple[Gaussian, Array]:
+        """See :meth:`observe`; with whitened gain W, C - W' W is what is left of C."""
+        factor = jnp.linalg.cholesky(self._moved(covariance))
+        columns = jnp.concatenate(
+            [self.matrix @ covariance, (y - self.matrix @ mean - self.offset)[:, None]], axis=1
+        )
+        white = jax.scipy.linalg.solve_triangular(factor, columns, lower=True)
+        gain, apart = white[:, :-1], white[:, -1]
+        log_det = jnp.sum(jnp.log(jnp.diagonal(factor)))
+        value = -(apart @ apart + y.size * LOG_2PI) / 2 - log_det
+        return Gaussian(mean + apart @ gain, Full(covariance - gain.T @ gain)), value
 
     def then(self, after: "LinearGaussian") -> "LinearGaussian":
         """Return the kernel of z given x."""
@@ -191,6 +214,8 @@ def _density(noise: Dense, y: Array) -> Quadratic:
 
 def matrix_of(covariance: Covariance, size: int) -> Float[Array, "n n"]:
     """Return a covariance's root as a matrix."""
+    if isinstance(covariance, Full):
+        covariance = covariance.rooted
     if isinstance(covariance, Dense):
         return covariance.factor
     return jax.vmap(covariance.sqrt, in_axes=1, out_axes=1)(jnp.eye(size))

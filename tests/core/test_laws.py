@@ -83,12 +83,12 @@ def test_posterior_mean_is_tweedies(name, coloured, x64):
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 2), (3, 2, 2)])
-@pytest.mark.parametrize("kind", ["dense", "diagonal"])
+@pytest.mark.parametrize("kind", ["dense", "full", "diagonal"])
 def test_covariance_operators(kind, shape, x64):
     """sqrt, whiten, precision, matvec and the determinant are those of the dense matrix."""
     size = int(np.prod(shape))
-    if kind == "dense":
-        cov = core.dense(jnp.asarray(MATRIX))
+    if kind != "diagonal":
+        cov = (core.dense if kind == "dense" else core.full)(jnp.asarray(MATRIX))
         c = jnp.kron(MATRIX, jnp.eye(size // 3))
     else:
         cov = core.Diagonal(0.5 if size != 3 else jnp.array([0.5, 1.0, 2.0]))
@@ -96,6 +96,7 @@ def test_covariance_operators(kind, shape, x64):
     x = jax.random.normal(jax.random.key(0), shape)
     root = jax.jacobian(lambda z: cov.sqrt(z.reshape(shape)).ravel())(x.ravel())
     np.testing.assert_allclose(root @ root.T, c, atol=1e-12)
+    np.testing.assert_allclose(cov.sqrt_transpose(x).ravel(), root.T @ x.ravel(), atol=1e-12)
     np.testing.assert_allclose(cov.sqrt(cov.whiten(x)), x, atol=1e-12)
     np.testing.assert_allclose(cov.precision(x).ravel(), jnp.linalg.solve(c, x.ravel()), atol=1e-12)
     np.testing.assert_allclose(cov.matvec(x).ravel(), c @ x.ravel(), atol=1e-12)
@@ -125,8 +126,9 @@ def test_bad_covariances_and_weights():
     """Matrices that are no covariances and weights that are not positive say so."""
     with pytest.raises(ValueError, match="symmetric"):
         core.dense(jnp.array([[1.0, 0.5], [0.4999, 1.0]]))
-    with pytest.raises(ValueError, match=r"positive definite.*jitter"):
-        core.dense(jnp.array([[1.0, 2.0], [2.0, 1.0]]))
+    for make in (core.dense, core.full):
+        with pytest.raises(ValueError, match=r"positive definite.*jitter"):
+            make(jnp.array([[1.0, 2.0], [2.0, 1.0]]))
     with pytest.raises(ValueError, match="multiple of 3"):
         core.dense(jnp.asarray(MATRIX)).sqrt(jnp.zeros(4))
     with pytest.raises(ValueError, match="positive"):

@@ -44,7 +44,7 @@ def enumerate_paths(numbers, y, observed):
         yield path, p
 
 
-def gaussian_model():
+def gaussian_model(form=core.dense):
     """Three numbers seen through two, every time its own kernels."""
     rng = np.random.default_rng(1)
     moves = rng.normal(size=(LENGTH - 1, 3, 3)) / 2
@@ -54,7 +54,7 @@ def gaussian_model():
     noise, blur = np.array([0.5, 1.0, 0.3]), np.array([0.4, 0.7])
     spread = np.array([[2.0, 0.3, 0.0], [0.3, 1.0, 0.1], [0.0, 0.1, 0.5]])
     model = markov.state_space(
-        core.gaussian(jnp.array([1.0, -1.0, 0.5]), core.dense(jnp.asarray(spread))),
+        core.gaussian(jnp.array([1.0, -1.0, 0.5]), form(jnp.asarray(spread))),
         over(
             lambda i: markov.linear_gaussian(
                 jnp.asarray(moves[i]), core.Diagonal(jnp.asarray(noise)), jnp.asarray(offsets[i])
@@ -116,17 +116,20 @@ def test_finite_states_against_enumeration(block, observed, x64):
     np.testing.assert_allclose(np.exp(smoothed.log_probs), marginals / total, rtol=1e-11)
 
 
+@pytest.mark.parametrize("form", [core.dense, core.full])
 @pytest.mark.parametrize("block", [None, 1, 4, 10])
-def test_gaussian_states_against_one_dense_gaussian(block, observed, x64):
-    model, y, numbers = gaussian_model()
+def test_gaussian_states_against_one_dense_gaussian(block, form, observed, x64):
+    model, y, numbers = gaussian_model(form)
     mean, covariance, evidence = dense_gaussian(numbers, np.asarray(y), observed)
     filtered = markov.filter(model, y, observed=jnp.asarray(observed), block=block)
     np.testing.assert_allclose(filtered.log_evidence[-1], evidence, rtol=1e-11)
+    kept = core.Full if form is core.full and block is None else core.Dense
+    assert isinstance(filtered.laws.covariance, kept)
     smoothed = markov.smooth(model, filtered, block=block)
     np.testing.assert_allclose(smoothed.mean.ravel(), mean, rtol=1e-10, atol=1e-11)
-    factor = smoothed.covariance.factor
+    found = jax.vmap(lambda law: law.covariance.dense(3))(smoothed)
     blocks = np.stack([covariance[3 * t : 3 * t + 3, 3 * t : 3 * t + 3] for t in range(LENGTH)])
-    np.testing.assert_allclose(factor @ jnp.swapaxes(factor, 1, 2), blocks, rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(found, blocks, rtol=1e-9, atol=1e-11)
 
 
 def test_evidence_until_each_time(x64):
