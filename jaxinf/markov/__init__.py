@@ -6,6 +6,7 @@ by the messages of an exact surrogate (:func:`guide`), and what the surrogate go
 Filters, smoothers, bridges and guided processes are compositions of these.
 """
 
+from jaxinf.markov.assumed import Assumed, extended, unscented
 from jaxinf.markov.compose import (
     Both,
     Composite,
@@ -59,6 +60,7 @@ from jaxinf.markov.state_space import (
     StateSpace,
     backward_filter,
     forward_guide,
+    guided_path,
     linearise_along,
     over_time,
     state_space,
@@ -67,6 +69,7 @@ from jaxinf.markov.tree import Tree, Upward, tree, tree_filter, tree_guide
 from jaxinf.markov.viterbi import viterbi
 
 __all__ = [
+    "Assumed",
     "Backward",
     "Both",
     "Composite",
@@ -109,6 +112,7 @@ __all__ = [
     "diffusion",
     "discriminative",
     "euler",
+    "extended",
     "factorial",
     "factorial_filter",
     "factorial_smooth",
@@ -121,6 +125,7 @@ __all__ = [
     "graph_filter",
     "graph_guide",
     "guide",
+    "guided_path",
     "jump_elbo",
     "jump_posterior",
     "jump_process",
@@ -138,5 +143,6 @@ __all__ = [
     "tree",
     "tree_filter",
     "tree_guide",
+    "unscented",
     "viterbi",
 ]

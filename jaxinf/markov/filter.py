@@ -16,6 +16,7 @@ from jaxinf.markov.state_space import (
     along,
     at,
     check_observations,
+    kind,
     likelihoods,
 )
 
@@ -55,12 +56,26 @@ def filter(
 
     Raises:
       ValueError: for a mask of another shape, and for a block below one.
+      TypeError: for kernels that push no laws forward, or with blocks carry no messages back.
 
     Reference: Sarkka and Garcia-Fernandez, "Temporal Parallelization of Bayesian Smoothers" (2021)
     for the associative form; here its elements are guided kernels with the messages that guide
     them.
     """
     observations, observed = check_observations(observations, observed)
+    for name, kernel in (("transition", model.transition), ("emission", model.emission)):
+        inner = kind(kernel)
+        if not hasattr(inner, "observe"):
+            raise TypeError(
+                f"the {name} {type(inner).__name__} pushes no laws forward: filter "
+                "markov.extended(model) or markov.unscented(model) if it is a Gaussian step, or "
+                "take smc.particle_filter."
+            )
+        if block is not None and not hasattr(inner, "likelihood"):
+            raise TypeError(
+                f"the {name} {type(inner).__name__} carries no messages back, by which blocks are "
+                "joined: leave block out."
+            )
     if block is None:
         return _in_turn(model, observations, observed)
     if block < 1:

@@ -239,6 +239,50 @@ def forward_guide(key: Key, model: StateSpace, back: Backward) -> tuple[PyTree, 
 def _forward(key: Key, model: Any, back: Any) -> Any:
     """See :func:`forward_guide`."""
     key_start, key_steps = jax.random.split(key)
+    keys = jax.random.split(key_steps, back.observed.shape[0] - 1)
+    return _walk(lambda law, key: law.sample(key), key_start, keys, model, back)
+
+
+def guided_path(
+    innovations: Float[Array, "T d"], model: StateSpace, back: Backward
+) -> tuple[Float[Array, "T d"], Float[Array, ""]]:
+    """Make the path under guidance that white noise stands for, with its log weight.
+
+    :func:`forward_guide` with its noise as an argument: both results are smooth in it and in the
+    model's parameters. White noise weighted by w is the posterior of the path and, where the
+    parameters have a prior, of these: a target with a Gaussian prior, which
+    ``mcmc.crank_nicolson`` moves however long the path, and ``mcmc.nuts`` by gradients.
+
+    Args:
+      innovations: a number for each of every state's.
+      model: as for :func:`forward_guide`, of states with Gaussian laws.
+      back: from :func:`backward_filter`.
+
+    Returns:
+      The path and log w, in nats.
+
+    Raises:
+      ValueError: for innovations of another length.
+
+    Reference: van der Meulen and Schauer, "Automatic backward filtering forward guiding for Markov
+    processes and graphical models" (2020), whose chains move innovations and parameters.
+    """
+    length = back.observed.shape[0]
+    if innovations.shape[0] != length:
+        raise ValueError(
+            f"innovations must have a row for each of the {length} times, got shape "
+            f"{innovations.shape}."
+        )
+    return _walk(_shifted, innovations[0], innovations[1:], model, back)
+
+
+def _shifted(law: Any, white: Array) -> Array:
+    """Return the draw of a Gaussian law that white noise stands for."""
+    return law.mean + law.covariance.sqrt(white)
+
+
+def _walk(draw: Any, at_start: Any, at_steps: Any, model: Any, back: Any) -> Any:
+    """Return a guided path and its log weight; every state is drawn from its law by a source."""
 
     def seen(x: PyTree, emission: Any, likelihood: Any, y: PyTree, there: Array) -> Array:
         ratio = at(model.emission, emission).log_prob(x, y) - likelihood(x)
@@ -246,22 +290,20 @@ def _forward(key: Key, model: Any, back: Any) -> Any:
 
     views = along(model.emission), back.likelihoods, back.observations, back.observed
     law, log_weight = first(back.messages).weigh(model.initial)
-    start = law.sample(key_start)
+    start = draw(law, at_start)
     log_weight += seen(start, *first(views))
 
     def step(carry: Any, slot: Any) -> Any:
         x, log_weight = carry
-        key, transition, message, pulled, view = slot
+        source, transition, message, pulled, view = slot
         law, value = at(model.transition, transition).tilt(x, message)
         log_weight += value - pulled(x)
-        x = law.sample(key)
+        x = draw(law, source)
         return (x, log_weight + seen(x, *view)), x
 
-    keys = jax.random.split(key_steps, back.observed.shape[0] - 1)
-    slots = keys, along(model.transition), rest(back.messages), back.pulled, rest(views)
+    slots = at_steps, along(model.transition), rest(back.messages), back.pulled, rest(views)
     (_, log_weight), later = jax.lax.scan(step, (start, log_weight), slots)
-    path = prepend(start, later)
-    return path, log_weight
+    return prepend(start, later), log_weight
 
 
 def linearise_along(model: StateSpace, path: Float[Array, "T d"]) -> StateSpace:

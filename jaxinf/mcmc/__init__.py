@@ -6,6 +6,7 @@ them with warm-up inside, as one compiled program. :func:`nuts` is the one to st
 """
 
 from jaxinf.mcmc.adaptation import Metric, dense, diagonal
+from jaxinf.mcmc.crank_nicolson import CrankNicolson, crank_nicolson
 from jaxinf.mcmc.driver import Run, sample
 from jaxinf.mcmc.hmc import HMC, hmc, mala
 from jaxinf.mcmc.kernel import Info, Kernel, State, leapfrog
@@ -16,12 +17,14 @@ from jaxinf.mcmc.to_arviz import to_arviz
 __all__ = [
     "HMC",
     "NUTS",
+    "CrankNicolson",
     "Info",
     "Kernel",
     "Metric",
     "RandomWalk",
     "Run",
     "State",
+    "crank_nicolson",
     "dense",
     "diagonal",
     "hmc",

@@ -10,6 +10,7 @@ from jaxinf.smc.conditional import conditional
 from jaxinf.smc.driver import History, Info, Model, Run, Weighted, advance, run
 from jaxinf.smc.filter import particle_filter
 from jaxinf.smc.levels import Schedule, Tempering
+from jaxinf.smc.nested import Nested, nested
 from jaxinf.smc.population import Population, population
 from jaxinf.smc.proposal import (
     Ahead,
@@ -39,6 +40,7 @@ __all__ = [
     "Info",
     "Metropolis",
     "Model",
+    "Nested",
     "Population",
     "Proposal",
     "Run",
@@ -58,6 +60,7 @@ __all__ = [
     "guided",
     "metropolis",
     "multinomial",
+    "nested",
     "next_temperature",
     "optimal",
     "particle_filter",
