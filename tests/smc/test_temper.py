@@ -9,6 +9,7 @@ import pytest
 from scipy import special, stats
 
 from jaxinf import core, mcmc, smc, target
+from jaxinf.run.mesh import make_mesh
 from jaxinf.smc import levels
 
 RUNS = 24
@@ -195,3 +196,21 @@ def test_what_is_wrong_is_said(options, message):
         smc.temper(jax.random.key(0), **{"target": gaussian(), **options})
     with pytest.raises(ValueError, match="rise from above 0"):
         smc.schedule(mcmc.mala(), jnp.array([0.5, 0.2, 1.0]))
+
+
+def test_alike_under_vmap_and_on_a_mesh():
+    """A batch of runs, and a run over eight devices, are the single runs."""
+
+    def run(key):
+        return smc.temper(key, gaussian(), particles=64, moves=1, kernel=mcmc.random_walk())
+
+    keys = jax.random.split(jax.random.key(7), 3)
+    alone = [run(key) for key in keys]
+    together = jax.jit(jax.vmap(run))(keys)
+    for i, one in enumerate(alone):
+        np.testing.assert_allclose(together.log_evidence[i], one.log_evidence, atol=1e-3)
+        np.testing.assert_array_equal(together.schedule.levels[i], one.schedule.levels)
+    with jax.set_mesh(make_mesh("data=8")):
+        spread = run(keys[0])
+    assert spread.population.particles.sharding.spec == jax.P("data")
+    np.testing.assert_allclose(spread.log_evidence, alone[0].log_evidence, atol=1e-3)
