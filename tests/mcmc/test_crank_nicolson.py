@@ -75,6 +75,21 @@ def weight(back, z):
     return markov.guided_path(z[1:, None], space(0.5 + 0.3 * z[0]), back)[1]
 
 
+def test_white_noise_makes_weighted_paths():
+    """The mean weight is the evidence, and weighted states have the smoother's moments."""
+    model = space(0.5)
+    back = markov.backward_filter(space(0.9), SEEN, surrogate=space(0.2))
+    white = jax.random.normal(jax.random.key(4), (20_000, 6, 1))
+    paths, log_weight = jax.vmap(lambda z: markov.guided_path(z, model, back))(white)
+    filtered = markov.filter(model, SEEN)
+    smoothed = markov.smooth(model, filtered)
+    w = np.exp(np.asarray(log_weight - filtered.log_evidence[-1], np.float64))
+    x = np.asarray(paths[..., 0], np.float64) - np.asarray(smoothed.mean[:, 0])
+    square = np.asarray(smoothed.covariance.factor[:, 0, 0]) ** 2
+    for off in ((w - 1)[:, None], w[:, None] * x, w[:, None] * (x**2 - square)):
+        assert np.all(np.abs(off.mean(0)) < 4 * off.std(0) / np.sqrt(len(w)))
+
+
 def test_innovations_and_parameter_of_a_guided_path():
     """The parameter's posterior is that by Kalman's evidence on a grid."""
     white = core.gaussian(jnp.zeros(7), core.Diagonal(1.0))
