@@ -89,7 +89,7 @@ bench: $(READY_BENCH) ## hold drivers and samplers against other libraries; BENC
 	@for study in $(BENCH); do $(BIN)/jaxinf run experiments/$$study.py $(ARGS) || exit 1; done
 
 soak: $(READY) ## run the tests that take minutes
-	@XLA_FLAGS= $(PYTEST) -m soak $(ARGS)
+	@$(PYTEST) -m soak $(ARGS)
 
 notebooks: $(READY) ## execute every notebook anew, in place
 	@for notebook in notebooks/*.ipynb; do \
