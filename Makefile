@@ -13,7 +13,7 @@ READY := $(VENV)/.ready
 READY_BENCH := $(VENV)/.ready-bench
 INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 PYTEST = $(BIN)/python -m pytest -q
-BENCH = driver_overhead mixture_samplers certify_peers
+BENCH = driver_overhead mixture_samplers certify_peers kalman_filters
 
 # An interpreter named on the command line is used or refused, never replaced by another.
 ifeq ($(origin PYTHON),command line)
@@ -89,7 +89,7 @@ bench: $(READY_BENCH) ## hold drivers and samplers against other libraries; BENC
 	@for study in $(BENCH); do $(BIN)/jaxinf run experiments/$$study.py $(ARGS) || exit 1; done
 
 soak: $(READY) ## run the tests that take minutes
-	@$(PYTEST) -m soak $(ARGS)
+	@XLA_FLAGS= $(PYTEST) -m soak $(ARGS)
 
 notebooks: $(READY) ## execute every notebook anew, in place
 	@for notebook in notebooks/*.ipynb; do \

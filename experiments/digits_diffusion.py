@@ -89,7 +89,9 @@ def build(config: Config) -> Experiment:
         0.0, config.learning_rate, min(100, config.steps // 2), config.steps
     )
     training = nets.training(loss, optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)))
-    classifier = diagnostics.kernel_classifier(_scaled(train.x), train.label, classes=CLASSES)
+    classifier = diagnostics.kernel_classifier(
+        data.midpoints(train.x, LEVELS), train.label, classes=CLASSES
+    )
 
     def init(key):
         return training.init(net.init(key, jnp.zeros((8, 8, 1))))
@@ -114,10 +116,10 @@ def build(config: Config) -> Experiment:
             model = score.guided(denoiser(state), guidance, null=CLASSES)
             out = sampler.sample(keys[1], stepper, model, plan, start, labels)
             levels = data.quantise(out.x, LEVELS)
-            images = _scaled(levels)
+            images = data.midpoints(levels, LEVELS)
             distances = [
-                diagnostics.sliced_wasserstein(keys[2], other, _scaled(test.x))
-                for other in (images, _scaled(train.x))
+                diagnostics.sliced_wasserstein(keys[2], other, data.midpoints(test.x, LEVELS))
+                for other in (images, data.midpoints(train.x, LEVELS))
             ]
             recognised = jnp.mean(classifier.predict(images) == labels)
             first = levels[: 10 * CLASSES].reshape(-1, CLASSES, 8, 8)
@@ -169,11 +171,6 @@ def build(config: Config) -> Experiment:
         steps=config.steps,
         batch_size=config.batch,
     )
-
-
-def _scaled(levels: Any) -> jax.Array:
-    """Levels 0 ... 16 to the middles of their cells in [-1, 1]."""
-    return (2 * jnp.asarray(levels, jnp.float32) + 1) / LEVELS - 1
 
 
 def _bound_in_bits(nats: jax.Array) -> jax.Array:

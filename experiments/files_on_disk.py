@@ -110,7 +110,7 @@ def build(config: Config) -> Experiment:
     )
     training = nets.training(loss, optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)))
     classifier = diagnostics.kernel_classifier(
-        _scaled(digits.train.x), digits.train.label, classes=CLASSES
+        data.midpoints(digits.train.x, LEVELS), digits.train.label, classes=CLASSES
     )
 
     def dataset(seed):
@@ -133,10 +133,12 @@ def build(config: Config) -> Experiment:
         out = sampler.sample(keys[1], sampler.ancestral(vp), model, plan, start, labels)
         levels = data.quantise(out.x, LEVELS)
         distances = [
-            diagnostics.sliced_wasserstein(keys[2], _scaled(other), _scaled(digits.test.x))
+            diagnostics.sliced_wasserstein(
+                keys[2], data.midpoints(other, LEVELS), data.midpoints(digits.test.x, LEVELS)
+            )
             for other in (levels, digits.train.x)
         ]
-        recognised = jnp.mean(classifier.predict(_scaled(levels)) == labels)
+        recognised = jnp.mean(classifier.predict(data.midpoints(levels, LEVELS)) == labels)
         first = levels[: 10 * CLASSES].reshape(-1, CLASSES, 8, 8)
         return Drawn(recognised, distances[0] / distances[1], first)
 
@@ -149,11 +151,6 @@ def build(config: Config) -> Experiment:
         steps=config.steps,
         batch_size=config.batch,
     )
-
-
-def _scaled(levels: Any) -> jax.Array:
-    """Levels 0 ... 16 to the middles of their cells in [-1, 1]."""
-    return (2 * jnp.asarray(levels, jnp.float32) + 1) / LEVELS - 1
 
 
 def draw(arrays: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Kalman's filter in three forms, beside dynamax and cuthbert.
 
-Command: ``jaxinf run experiments/kalman_filters.py``; ``--peers`` with dynamax and cuthbert
-installed.
+Command: ``make bench BENCH=kalman_filters``, which installs dynamax and cuthbert.
 Hardware: a CPU; float64. Figures are medians over interleaved calls of one run.
 Expected (milliseconds for 1,000 times on two cores): with 4 numbers covariances 11 beside dynamax's
 10, roots 15 beside cuthbert's 28; with 16 numbers 23 beside 24, 52 beside 76. Blocks are for
@@ -11,6 +10,7 @@ parallel hardware: here they take three times as long.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -33,8 +33,8 @@ class Config:
     """Times in a block."""
     repetitions: int = 30
     """Timed calls of each, interleaved."""
-    peers: bool = False
-    """Whether dynamax and cuthbert run too."""
+    peers: bool = True
+    """Whether to run dynamax and cuthbert, where they are installed."""
 
 
 def build(config: Config) -> Study:
@@ -70,8 +70,9 @@ def one(d: int, config: Config) -> dict[str, Any]:
         "roots": lambda: markov.filter(roots, y).log_evidence[-1],
         "blocks": lambda: markov.filter(roots, y, block=config.block).log_evidence[-1],
     }
-    if config.peers:
+    if config.peers and find_spec("dynamax"):
         contenders["dynamax"] = dynamax(move, see, noise, blur, y)
+    if config.peers and find_spec("cuthbert"):
         contenders["cuthbert"] = cuthbert(move, see, noise, blur, y)
     return clock(contenders, config.repetitions)
 
@@ -97,7 +98,7 @@ def clock(contenders: dict[str, Callable[[], Any]], repetitions: int) -> dict[st
 
 def dynamax(move: Any, see: Any, noise: Any, blur: Any, y: Any) -> Callable[[], Any]:
     """Its sequential filter, in covariance form."""
-    from dynamax.linear_gaussian_ssm import inference  # pyrefly: ignore
+    from dynamax.linear_gaussian_ssm import inference
 
     start = jnp.zeros(move.shape[0]), jnp.eye(move.shape[0])
     params = inference.make_lgssm_params(*start, move, noise, see, blur)
@@ -107,8 +108,8 @@ def dynamax(move: Any, see: Any, noise: Any, blur: Any, y: Any) -> Callable[[], 
 
 def cuthbert(move: Any, see: Any, noise: Any, blur: Any, y: Any) -> Callable[[], Any]:
     """Its sequential filter, in square-root form; it moves before it sees the first."""
-    from cuthbert import filter as run_filter  # pyrefly: ignore
-    from cuthbert.gaussian import kalman  # pyrefly: ignore
+    from cuthbert import filter as run_filter
+    from cuthbert.gaussian import kalman
 
     d, m = move.shape[0], see.shape[0]
     roots = jnp.linalg.cholesky(noise), jnp.linalg.cholesky(blur)

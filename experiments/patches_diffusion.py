@@ -94,7 +94,9 @@ def build(config: Config) -> Experiment:
         out = sampler.sample(keys[1], sampler.heun(edm), denoiser(state), plan, start)
         levels = data.quantise(out.x, LEVELS)
         distances = [
-            diagnostics.sliced_wasserstein(keys[2], _scaled(other), _scaled(test))
+            diagnostics.sliced_wasserstein(
+                keys[2], data.midpoints(other, LEVELS), data.midpoints(test, LEVELS)
+            )
             for other in (levels, train)
         ]
         return Drawn(distances[0] / distances[1], levels[:64])
@@ -118,11 +120,6 @@ def build(config: Config) -> Experiment:
         steps=config.steps,
         batch_size=config.batch,
     )
-
-
-def _scaled(levels: Any) -> jax.Array:
-    """Levels 0 ... 255 to the middles of their cells in [-1, 1]."""
-    return (2 * jnp.asarray(levels, jnp.float32) + 1) / LEVELS - 1
 
 
 def draw(arrays: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """Posteriors of posteriordb against their references, beside NumPyro and BlackJAX.
 
-Command: ``jaxinf run experiments/reference_posteriors.py --data FOLDER`` with a folder of
-posteriordb's ``NAME.json`` (data, names of parameters, reference mean, sd and mean square);
-``--peers`` with NumPyro and BlackJAX installed.
+Command: ``make bench BENCH=reference_posteriors ARGS="--data FOLDER"`` with a folder of
+posteriordb's ``NAME.json`` (data, names of parameters, reference mean, sd and mean square).
 Hardware: a CPU, a quarter of an hour for all.
 Expected: every mean and mean square of the twelve within four standard errors of the reference's
 (worst 2.7). Effective draws per 1,000 gradients after warm-up, one run: kidiq 303 (BlackJAX 188,
@@ -14,6 +13,7 @@ import json
 import time
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,8 @@ class Config:
     """Draws of a chain."""
     repetitions: int = 3
     """Runs, of which the fastest counts."""
-    peers: bool = False
-    """Whether the other libraries run too."""
+    peers: bool = True
+    """Whether to run NumPyro, and BlackJAX where it is installed."""
 
 
 def build(config: Config) -> Study:
@@ -68,8 +68,8 @@ def one(key: Any, reference: dict[str, Any], config: Config) -> dict[str, Any]:
     values = jax.jit(jax.vmap(jax.vmap(partial(posterior.constrain, deterministic=True))))
     runs = {"jaxinf": ours}
     if config.peers:
-        runs |= {"numpyro": numpyro_run(model, args), "numpyro once": numpyro_once,
-                 "blackjax": blackjax_once}  # fmt: skip
+        runs |= {"numpyro": numpyro_run(model, args), "numpyro once": numpyro_once}
+        runs |= {"blackjax": blackjax_once} if find_spec("blackjax") else {}
     found = {}
     for name, run in runs.items():
         z, *gradients = run(key, posterior, config)  # compiles
@@ -140,7 +140,7 @@ def numpyro_once(key: Any, posterior: Any, config: Config) -> Any:
 @partial(jax.jit, static_argnames="config")
 def _blackjax(key: Any, posterior: Any, config: Config) -> Any:
     """BlackJAX' window adaptation and kernel, dense as ours."""
-    import blackjax  # pyrefly: ignore
+    import blackjax
 
     def chain(key: Any) -> Any:
         key_start, key_warm, key_draws = jax.random.split(key, 3)

@@ -5,6 +5,9 @@ import os
 os.environ.setdefault("MPLBACKEND", "agg")
 # Where libtpu is installed for its compiler, JAX would look for a TPU and complain of none.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests compile thousands of programs that run once: half of their time went to LLVM's optimiser.
+# What runs long, `make soak` and the benchmarks, sets XLA_FLAGS itself.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import pytest

@@ -9,6 +9,9 @@ from jaxtyping import Array, Float
 from jaxinf.core.record import record
 from jaxinf.core.types import Leaf, Scalar
 
+SMALL = 32
+"""Rows of a matrix up to which a product of its own costs more than it computes, on a CPU."""
+
 
 @runtime_checkable
 class Covariance(Protocol):
@@ -95,11 +98,11 @@ class Dense:
 
     def sqrt(self, z: Array) -> Array:
         """Return L z."""
-        return (self.factor @ self._rows(z)).reshape(z.shape)
+        return _product(self.factor, self._rows(z)).reshape(z.shape)
 
     def sqrt_transpose(self, x: Array) -> Array:
         """Return L^T x."""
-        return (self.factor.T @ self._rows(x)).reshape(x.shape)
+        return _product(self.factor.T, self._rows(x)).reshape(x.shape)
 
     def whiten(self, x: Array) -> Array:
         """Return L^-1 x."""
@@ -111,7 +114,7 @@ class Dense:
 
     def matvec(self, x: Array) -> Array:
         """Return C x."""
-        return (self.factor @ (self.factor.T @ self._rows(x))).reshape(x.shape)
+        return self.sqrt(self.sqrt_transpose(x))
 
     def log_det_sqrt(self, size: int) -> Array:
         """Return log |det L|."""
@@ -233,6 +236,13 @@ def full(matrix: Float[Array, "n n"]) -> Full:
     if not isinstance(matrix, jax.core.Tracer):
         _factor(matrix)
     return Full(matrix)
+
+
+def _product(matrix: Array, rows: Array) -> Array:
+    """Return matrix @ rows, a small one by sums, which compile into what stands around them."""
+    if len(matrix) > SMALL:
+        return matrix @ rows
+    return jnp.sum(matrix[:, :, None] * rows[None], axis=1)
 
 
 def _factor(matrix: Array) -> Array:

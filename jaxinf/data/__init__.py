@@ -9,7 +9,7 @@ are read by :func:`from_grain`.
 
 from jaxinf.data.digits import Dataset, Labelled, digits
 from jaxinf.data.photographs import Photographs, patches, photographs, tiles
-from jaxinf.data.quantise import dequantise, quantise
+from jaxinf.data.quantise import dequantise, midpoints, quantise
 from jaxinf.data.random_access import from_grain
 from jaxinf.data.shuffle import rows
 
@@ -20,6 +20,7 @@ __all__ = [
     "dequantise",
     "digits",
     "from_grain",
+    "midpoints",
     "patches",
     "photographs",
     "quantise",

@@ -38,6 +38,19 @@ def _place(x: Array | np.ndarray, u: Array, levels: int) -> Array:
     return (jnp.asarray(x) + margin + (1 - 2 * margin) * u) / levels * 2 - 1
 
 
+def midpoints(x: Integer[Array | np.ndarray, "..."], levels: int) -> Float[Array, "..."]:
+    r"""Return the middles of levels' intervals in [-1, 1], :math:`(2 x + 1) / L - 1`.
+
+    Args:
+      x: levels in ``[0, levels)``.
+      levels: how many levels there are.
+
+    Returns:
+      Numbers in (-1, 1) of the default floating-point type.
+    """
+    return (2 * jnp.asarray(x, jnp.result_type(float)) + 1) / levels - 1
+
+
 def quantise(y: Float[Array, "..."], levels: int) -> Integer[Array, "..."]:
     """Return the level whose interval holds ``y``, the inverse of :func:`dequantise`.
 

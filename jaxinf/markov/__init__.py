@@ -19,6 +19,7 @@ from jaxinf.markov.compose import (
     copy,
     tensor,
 )
+from jaxinf.markov.conditional import Conditional, conditional
 from jaxinf.markov.deterministic import Deterministic, deterministic
 from jaxinf.markov.diffusion import (
     Diffusion,
@@ -73,6 +74,7 @@ __all__ = [
     "Backward",
     "Both",
     "Composite",
+    "Conditional",
     "Copy",
     "Deterministic",
     "Diffusion",
@@ -107,6 +109,7 @@ __all__ = [
     "backward_filter",
     "compose",
     "condition",
+    "conditional",
     "copy",
     "deterministic",
     "diffusion",

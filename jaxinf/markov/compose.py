@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxinf.core import Key, PyTree, Scalar, record
 from jaxinf.core.types import Leaf
-from jaxinf.markov.kernel import Exact, Pullback
+from jaxinf.markov.kernel import Exact, Pullback, tilted
 
 
 class Both(NamedTuple):
@@ -148,6 +148,12 @@ class Tensor:
         a, log_a = self.first.tilt(x[0], message.first)
         b, log_b = self.second.tilt(x[1], message.second)
         return Both(a, b), log_a + log_b
+
+    def tilted(self, x: tuple[PyTree, PyTree], message: Both) -> tuple[Both, Any]:
+        """Return laws about the weighted ones, and the log weight of what they draw."""
+        a, weight_a = tilted(self.first, x[0], message.first)
+        b, weight_b = tilted(self.second, x[1], message.second)
+        return Both(a, b), lambda y: weight_a(y[0]) + weight_b(y[1])
 
     def observe(self, prior: Both, y: tuple[PyTree, PyTree]) -> tuple[Both, Array]:
         """Return the laws of the starts given the ends, and the log density of these."""

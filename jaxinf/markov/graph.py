@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from jaxinf.core import Dense, Finite, Gaussian, Key, PyTree, record, static
 from jaxinf.core.types import Leaf
 from jaxinf.markov.finite import FiniteMessage
+from jaxinf.markov.kernel import tilted
 from jaxinf.markov.linear_gaussian import LinearGaussian, Quadratic, matrix_of
 
 
@@ -115,14 +116,15 @@ def graph_guide(
     for i, (kernel, above) in enumerate(zip(model.kernels, model.parents, strict=True)):
         if above:
             x = _join([states[p] for p in above], [laws[p] for p in above])
-            law, value = kernel.tilt(x, inward.messages[i])
-            total += value - sum(
+            law, weight = tilted(kernel, x, inward.messages[i])
+            states.append(law.sample(keys[i]))
+            total += weight(states[i]) - sum(
                 part(states[p]) for part, p in zip(inward.parts[i], above, strict=True)
             )
         else:
             law, value = inward.messages[i].weigh(kernel)
             total += value
-        states.append(law.sample(keys[i]))
+            states.append(law.sample(keys[i]))
     return tuple(states), total
 
 

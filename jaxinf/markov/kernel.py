@@ -1,10 +1,11 @@
 """What a conditional law is, what is pulled back through it, and what is guided by that."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float
 
-from jaxinf.core import Key, PyTree, record
+from jaxinf.core import Key, PyTree, Scalar, record
 from jaxinf.core.types import Leaf
 
 
@@ -143,9 +144,10 @@ class Tilted:
     """About x: what the surrogate takes log (k h)(x) to be."""
 
     def move(self, key: Key, x: PyTree) -> tuple[PyTree, Float[Array, ""]]:
-        """Draw y by k(dy | x) h(y), with the log weight log (k h)(x) - claimed(x)."""
-        law, value = self.kernel.tilt(x, self.message)
-        return law.sample(key), value - self.claimed(x)
+        """Draw y about k(dy | x) h(y), with its log weight against claimed(x)."""
+        law, weight = tilted(self.kernel, x, self.message)
+        y = law.sample(key)
+        return y, weight(y) - self.claimed(x)
 
 
 @record
@@ -155,6 +157,11 @@ class Guide:
     kernel: Leaf
     surrogate: Leaf
 
+    @property
+    def tiltable(self) -> Any:
+        """The kernel if it can be weighted by messages, its surrogate if not."""
+        return self.kernel if isinstance(self.kernel, Tiltable) else self.surrogate
+
     def sample(self, key: Key, x: PyTree) -> PyTree:
         """Draw y given x, from the kernel."""
         return self.kernel.sample(key, x)
@@ -163,10 +170,38 @@ class Guide:
         """Return the kernel's log density."""
         return self.kernel.log_prob(x, y)
 
+    def tilted(self, x: PyTree, message: Any) -> tuple[Any, Callable[[PyTree], Scalar]]:
+        """Return a law about k(dy | x) h(y), and the log weight of what it draws."""
+        kernel = self.tiltable
+        law, value = kernel.tilt(x, message)
+        if kernel is self.kernel:
+            return law, lambda y: value
+        return law, lambda y: value + self.log_prob(x, y) - kernel.log_prob(x, y)
+
+    def likelihood(self, y: PyTree) -> Any:
+        """Return the surrogate's message x -> log k(y | x)."""
+        return self.surrogate.likelihood(y)
+
     def pullback(self, message: Any) -> Pullback:
         """Carry a message back over the surrogate, and guide the kernel by it."""
         back = self.surrogate.pullback(message).message
-        return Pullback(back, Tilted(self.kernel, message, back))
+        return Pullback(back, Tilted(self, message, back))
+
+
+def tilted(kernel: Any, x: PyTree, message: Any) -> tuple[Any, Callable[[PyTree], Scalar]]:
+    """Return a law q about k(dy | x) h(y), and y -> log of k(y | x) h(y) / q(y).
+
+    The second is (k h)(x) for all y where the kernel itself can be weighted by a message.
+    """
+    if hasattr(kernel, "tilted"):
+        return kernel.tilted(x, message)
+    law, value = kernel.tilt(x, message)
+    return law, lambda y: value
+
+
+def guidable(kernel: Any) -> bool:
+    """Whether :func:`tilted` takes a kernel."""
+    return isinstance(kernel, Guide | Tiltable)
 
 
 def guide(kernel: Any, surrogate: Any) -> Guide:
@@ -178,12 +213,23 @@ def guide(kernel: Any, surrogate: Any) -> Guide:
     .. math:: k^\circ(dy \mid x) = \frac{h(y)\, k(dy \mid x)}{(k h)(x)}, \qquad
               w(x) = \frac{(k h)(x)}{(\tilde k h)(x)}
 
+    A kernel that only draws and has a density is guided as its surrogate is, and weighed by the
+    ratio of the two:
+
+    .. math:: k^\circ(dy \mid x) = \frac{h(y)\, \tilde k(dy \mid x)}{(\tilde k h)(x)}, \qquad
+              w(x, y) = \frac{k(y \mid x)}{\tilde k(y \mid x)}
+
+    whose variance is finite where the surrogate's tails are no lighter than the kernel's.
+
     Args:
-      kernel: what is to be drawn from; anything with ``tilt``.
+      kernel: what is to be drawn from; with ``tilt``, or with ``sample`` and ``log_prob``, such as
+        :func:`conditional` makes.
       surrogate: exact, of the same states; a linearisation say.
 
     Returns:
-      A kernel with ``pullback``. An equal copy as the surrogate gives weights of one.
+      A kernel with ``pullback``, and with ``likelihood`` for what is observed: state spaces and
+      graphs of such kernels are their own surrogates. An equal copy as the surrogate gives weights
+      of one.
 
     Raises:
       TypeError: where one of the two cannot do its part.
@@ -191,11 +237,10 @@ def guide(kernel: Any, surrogate: Any) -> Guide:
     Reference: van der Meulen, Schauer and Sommer, "Automatic Backward Filtering Forward Guiding for
     Markov processes and graphical models" (2020).
     """
-    if not isinstance(kernel, Tiltable):
+    if not isinstance(kernel, MarkovKernel):
         raise TypeError(
-            f"{type(kernel).__name__} has no tilt(x, message): make it a markov.gaussian_step or "
-            "another kernel that can be weighted by a message, or weight draws of a proposal with "
-            "smc."
+            f"{type(kernel).__name__} has no sample(key, x) and log_prob(x, y): make it a kernel, "
+            "by markov.conditional(law) for a law that depends on x."
         )
     if not isinstance(surrogate, Exact):
         raise TypeError(

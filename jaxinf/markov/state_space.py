@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 from jaxinf.core import Key, PyTree, first, prepend, record, rest
 from jaxinf.core.types import Leaf
 from jaxinf.markov.gaussian_step import linearise
-from jaxinf.markov.kernel import Exact, Law
+from jaxinf.markov.kernel import Law, tilted
 
 
 @record
@@ -169,7 +169,8 @@ def backward_filter(
       observed: which of them are there; all by default. What stands at the others is not read as an
         observation, but must be finite.
       surrogate: a state space of exact kernels about the model, :func:`linearise_along` makes one;
-        by default the model itself, whose kernels must then be exact.
+        by default the model itself, whose kernels must then be exact or have surrogates of their
+        own (``markov.guide``).
 
     Returns:
       :class:`Backward`; its evidence is exact where the surrogate is the model.
@@ -185,12 +186,11 @@ def backward_filter(
     proxy = model if surrogate is None else surrogate
     for name, kernel in (("transition", proxy.transition), ("emission", proxy.emission)):
         inner = kind(kernel)
-        able = hasattr(inner, "likelihood") if name == "emission" else isinstance(inner, Exact)
-        if not able:
+        if not hasattr(inner, "likelihood" if name == "emission" else "pullback"):
             raise TypeError(
                 f"the {name} {type(inner).__name__} carries no messages back; pass "
-                "surrogate=markov.linearise_along(model, path), or another state space of finite "
-                "or linear-Gaussian kernels."
+                "surrogate=markov.linearise_along(model, path) or another state space of finite or "
+                "linear-Gaussian kernels, or give the kernel itself one with markov.guide."
             )
     return _backward(proxy, observations, observed)
 
@@ -223,7 +223,7 @@ def forward_guide(key: Key, model: StateSpace, back: Backward) -> tuple[PyTree, 
 
     Args:
       key: a typed key.
-      model: its transition must have ``tilt``, its emission ``log_prob``.
+      model: its transition must have ``tilt`` or a surrogate, its emission ``log_prob``.
       back: from :func:`backward_filter`.
 
     Returns:
@@ -296,10 +296,10 @@ def _walk(draw: Any, at_start: Any, at_steps: Any, model: Any, back: Any) -> Any
     def step(carry: Any, slot: Any) -> Any:
         x, log_weight = carry
         source, transition, message, pulled, view = slot
-        law, value = at(model.transition, transition).tilt(x, message)
-        log_weight += value - pulled(x)
-        x = draw(law, source)
-        return (x, log_weight + seen(x, *view)), x
+        law, weight = tilted(at(model.transition, transition), x, message)
+        y = draw(law, source)
+        log_weight += weight(y) - pulled(x)
+        return (y, log_weight + seen(y, *view)), y
 
     slots = at_steps, along(model.transition), rest(back.messages), back.pulled, rest(views)
     (_, log_weight), later = jax.lax.scan(step, (start, log_weight), slots)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxinf.core import Key, PyTree, first, record, rest, static
 from jaxinf.core.types import Leaf
+from jaxinf.markov.kernel import tilted
 
 
 @record
@@ -126,10 +127,10 @@ def _down(key: Key, model: Any, up: Any) -> tuple[Any, Array]:
         states, log_weight = carry
         key, i, parent, kernel, message, pulled = slot
         x = jax.tree.map(lambda a: a[parent], states)
-        law, value = kernel.tilt(x, message)
+        law, weight = tilted(kernel, x, message)
         drawn = law.sample(key)
         states = jax.tree.map(lambda a, b: a.at[i].set(b), states, drawn)
-        return (states, log_weight + value - pulled(x)), None
+        return (states, log_weight + weight(drawn) - pulled(x)), None
 
     below = rest(up.messages)
     keys = jax.random.split(key_steps, n)

@@ -1,4 +1,4 @@
-"""The no-U-turn sampler, one leapfrog step an iteration."""
+"""The no-U-turn sampler: doublings in a loop, and in it the leaves that each adds."""
 
 from typing import Any, NamedTuple
 
@@ -40,24 +40,31 @@ class Tree(NamedTuple):
     """The proposal's."""
 
 
+class Half(NamedTuple):
+    """What is being added to a trajectory: a tree of as many leaves as it has."""
+
+    tree: Tree
+    tip: End
+    """The last leaf."""
+    leaf: Int[Array, ""]
+    """How many leaves there are."""
+    momenta: Float[Array, "depth dim"]
+    """Of leaves that begin an unfinished subtree."""
+    sums: Float[Array, "depth dim"]
+    """Of the momenta before each of them."""
+    acceptance: Float[Array, ""]
+    diverged: Bool[Array, ""]
+    ended: Bool[Array, ""]
+    """Whether it diverged, or a subtree turned."""
+
+
 class Walk(NamedTuple):
     """A transition under way."""
 
     ends: tuple[End, End]
     tree: Tree
     depth: Int[Array, ""]
-    """The tree has 2^depth leaves, and as many are being added."""
-    forward: Bool[Array, ""]
-    """Whether they are added behind the right end."""
-    tip: End
-    """The last leaf that was added."""
-    leaf: Int[Array, ""]
-    """How many leaves the new half has."""
-    half: Tree
-    momenta: Float[Array, "depth dim"]
-    """Of leaves that begin an unfinished subtree of the new half."""
-    sums: Float[Array, "depth dim"]
-    """Of the momenta before each of them."""
+    """The tree has 2^depth leaves."""
     acceptance: Float[Array, ""]
     gradients: Int[Array, ""]
     diverged: Bool[Array, ""]
@@ -87,27 +94,22 @@ class NUTS:
 
     def step(self, key: Key, target: Target, state: State) -> tuple[State, Info]:
         """Double a trajectory until it turns, and draw one of its leaves."""
-        key_momentum, key_walk, key_turns = jax.random.split(key, 3)
+        key_momentum, key_walk = jax.random.split(key)
         start = End(state, jax.random.normal(key_momentum, state.z.shape, state.z.dtype))
         first = energy(*start)
-        turns = jax.random.bits(key_turns, dtype=jnp.uint32)
         zero = carry(state.z, 0.0)
-        tree = Tree(zero, start.r, state, first)
-        blank = jnp.broadcast_to(jnp.zeros_like(state.z), (self.max_depth, state.z.size))
         count = zero.astype(jnp.int32)
-        walk = Walk(
-            (start, start), tree, count, turns & 1 == 1, start, count, _empty(tree),
-            blank, blank, zero, count, count > 0, count > 0,
-        )  # fmt: skip
+        tree = Tree(zero, start.r, state, first)
+        walk = Walk((start, start), tree, count, zero, count, count > 0, count > 0)
 
-        def body(walk: Walk) -> Walk:
-            u = jax.random.uniform(jax.random.fold_in(key_walk, walk.gradients), (2,), zero.dtype)
-            walk = self._add(walk, target, first, u[0])
-            full = walk.leaf == 1 << walk.depth
-            merged = self._merge(walk, turns, u[1])
-            return jax.tree.map(lambda a, b: jnp.where(full & ~walk.ended, a, b), merged, walk)
+        def double(walk: Walk) -> Walk:
+            key_half, key = jax.random.split(jax.random.fold_in(key_walk, walk.depth))
+            u = jax.random.uniform(key, (2,), zero.dtype)
+            forward = u[0] < 0.5
+            half = self._half(key_half, target, walk, forward, first)
+            return self._merge(walk, half, forward, u[1])
 
-        walk = jax.lax.while_loop(lambda walk: ~walk.ended, body, walk)
+        walk = jax.lax.while_loop(lambda walk: ~walk.ended, double, walk)
         info = Info(
             acceptance=walk.acceptance / walk.gradients,
             diverged=walk.diverged,
@@ -116,69 +118,79 @@ class NUTS:
         )
         return walk.tree.proposal, info
 
-    def _add(self, walk: Walk, target: Target, first: Array, u: Array) -> Walk:
-        """Add a leaf to the new half."""
-        step_size = jnp.where(walk.forward, self.step_size, -self.step_size)
-        tip = End(*leapfrog(target, self.metric, step_size, *walk.tip))
-        value = energy(*tip)
-        diverged = ~(value - first < DIVERGED)
-        log_weight = jnp.where(diverged, -jnp.inf, first - value)
-        before, half = walk.half.r_sum, walk.half
-        total = jnp.logaddexp(half.log_weight, log_weight)
-        taken = jnp.log(u) < log_weight - total
-        half = Tree(
-            total,
-            before + tip.r,
-            choose(taken, tip.state, half.proposal),
-            jnp.where(taken, value, half.energy),
+    def _half(self, key: Key, target: Target, walk: Walk, forward: Array, first: Array) -> Half:
+        """Add as many leaves as there are behind one of the ends."""
+        tip = _either(forward, walk.ends[1], walk.ends[0])
+        step_size = jnp.where(forward, self.step_size, -self.step_size)
+        blank = jnp.broadcast_to(jnp.zeros_like(tip.r), (self.max_depth, tip.r.size))
+        empty = walk.tree._replace(
+            log_weight=jnp.full_like(first, -jnp.inf), r_sum=jnp.zeros_like(tip.r)
         )
-        # Leaf n begins the subtrees that end at n + 2^j - 1. It is kept in the place that counts
-        # the ones of n, which no leaf takes before those subtrees are complete.
-        n, ones = walk.leaf, jax.lax.population_count(walk.leaf)
-        place = jnp.arange(self.max_depth)
-        begins = (n % 2 == 0) & (place == ones)
-        momenta = jnp.where(begins[:, None], tip.r[None], walk.momenta)
-        sums = jnp.where(begins[:, None], before[None], walk.sums)
-        ending = jax.lax.population_count(n & ~(n + 1))
-        ends = (place >= ones - ending) & (place < ones)
-        turning = turned(momenta, tip.r[None], half.r_sum[None] - sums)
-        return walk._replace(
-            tip=tip,
-            leaf=n + 1,
-            half=half,
-            momenta=momenta,
-            sums=sums,
-            acceptance=walk.acceptance + jnp.exp(jnp.minimum(log_weight, 0)),
-            gradients=walk.gradients + 1,
-            diverged=diverged,
-            ended=diverged | jnp.any(turning & ends),
+        none = jnp.zeros_like(walk.depth)
+        half = Half(empty, tip, none, blank, blank, jnp.zeros_like(first), none > 0, none > 0)
+
+        def add(half: Half) -> Half:
+            u = jax.random.uniform(jax.random.fold_in(key, half.leaf), dtype=first.dtype)
+            tip = End(*leapfrog(target, self.metric, step_size, *half.tip))
+            return _add(half, tip, first, u)
+
+        return jax.lax.while_loop(
+            lambda half: ~half.ended & (half.leaf < 1 << walk.depth), add, half
         )
 
-    def _merge(self, walk: Walk, turns: Array, u: Array) -> Walk:
-        """Join the new half with the tree, and start on the next one."""
-        tree, half = walk.tree, walk.half
-        taken = jnp.log(u) < half.log_weight - tree.log_weight
+    def _merge(self, walk: Walk, half: Half, forward: Array, u: Array) -> Walk:
+        """Join the new half with the tree, where it did not end before."""
+        tree, new = walk.tree, half.tree
+        taken = ~half.ended & (jnp.log(u) < new.log_weight - tree.log_weight)
         tree = Tree(
-            jnp.logaddexp(tree.log_weight, half.log_weight),
-            tree.r_sum + half.r_sum,
-            choose(taken, half.proposal, tree.proposal),
-            jnp.where(taken, half.energy, tree.energy),
+            jnp.logaddexp(tree.log_weight, new.log_weight),
+            tree.r_sum + new.r_sum,
+            choose(taken, new.proposal, tree.proposal),
+            jnp.where(taken, new.energy, tree.energy),
         )
         left, right = walk.ends
-        left = _either(walk.forward, left, walk.tip)
-        right = _either(walk.forward, walk.tip, right)
+        left = _either(forward, left, half.tip)
+        right = _either(forward, half.tip, right)
         depth = walk.depth + 1
-        forward = (turns >> depth.astype(jnp.uint32)) & 1 == 1
-        return walk._replace(
+        turning = turned(left.r, right.r, tree.r_sum)
+        return Walk(
             ends=(left, right),
             tree=tree,
             depth=depth,
-            forward=forward,
-            tip=_either(forward, right, left),
-            leaf=jnp.zeros_like(walk.leaf),
-            half=_empty(tree),
-            ended=turned(left.r, right.r, tree.r_sum) | (depth == self.max_depth),
+            acceptance=walk.acceptance + half.acceptance,
+            gradients=walk.gradients + half.leaf,
+            diverged=half.diverged,
+            ended=half.ended | turning | (depth == self.max_depth),
         )
+
+
+def _add(half: Half, tip: End, first: Array, u: Array) -> Half:
+    """Add a leaf."""
+    value = energy(*tip)
+    diverged = ~(value - first < DIVERGED)
+    log_weight = jnp.where(diverged, -jnp.inf, first - value)
+    tree, before = half.tree, half.tree.r_sum
+    total = jnp.logaddexp(tree.log_weight, log_weight)
+    taken = jnp.log(u) < log_weight - total
+    tree = Tree(
+        total,
+        before + tip.r,
+        choose(taken, tip.state, tree.proposal),
+        jnp.where(taken, value, tree.energy),
+    )
+    # Leaf n begins the subtrees that end at n + 2^j - 1. It is kept in the place that counts
+    # the ones of n, which no leaf takes before those subtrees are complete.
+    n, ones = half.leaf, jax.lax.population_count(half.leaf)
+    place = jnp.arange(half.sums.shape[0])
+    begins = (n % 2 == 0) & (place == ones)
+    momenta = jnp.where(begins[:, None], tip.r[None], half.momenta)
+    sums = jnp.where(begins[:, None], before[None], half.sums)
+    ending = jax.lax.population_count(n & ~(n + 1))
+    ends = (place >= ones - ending) & (place < ones)
+    turning = turned(momenta, tip.r[None], tree.r_sum[None] - sums)
+    acceptance = half.acceptance + jnp.exp(jnp.minimum(log_weight, 0))
+    ended = diverged | jnp.any(turning & ends)
+    return Half(tree, tip, n + 1, momenta, sums, acceptance, diverged, ended)
 
 
 def nuts(step_size: float = 0.5, *, metric: Covariance | None = None, max_depth: int = 10) -> NUTS:
@@ -220,13 +232,6 @@ def turned(left: Array, right: Array, r_sum: Array) -> Bool[Array, "..."]:
     """Whether a trajectory turns back at one of its ends."""
     rho = r_sum - (left + right) / 2
     return (jnp.sum(left * rho, axis=-1) <= 0) | (jnp.sum(right * rho, axis=-1) <= 0)
-
-
-def _empty(tree: Tree) -> Tree:
-    """Return a tree without leaves."""
-    return tree._replace(
-        log_weight=jnp.full_like(tree.log_weight, -jnp.inf), r_sum=jnp.zeros_like(tree.r_sum)
-    )
 
 
 def _either(condition: Array, first: Any, second: Any) -> Any:

@@ -93,7 +93,7 @@ def advance(
       The population and what was done.
     """
     key_resample, key_step = jax.random.split(key)
-    due = (threshold >= 1) | (state.ess() < threshold * state.size)
+    due = state.due(threshold)
     drawn = state.resample(key_resample, resample, threshold)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key_step, jnp.arange(state.size))
     particles, increments = batch_vmap(lambda key, x: model.step(key, x, inputs))(
@@ -102,7 +102,7 @@ def advance(
     # from 0, so that the increment keeps its digits
     none = dataclasses.replace(drawn, log_evidence=jnp.zeros_like(drawn.log_evidence))
     new = none.weigh(increments, particles)
-    info = Info(new.ess(), due & state.alive, new.alive, new.log_evidence)
+    info = Info(new.ess(), due, new.alive, new.log_evidence)
     total = state.log_evidence + new.log_evidence
     return dataclasses.replace(new, log_evidence=total), info
 

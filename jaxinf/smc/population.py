@@ -101,6 +101,11 @@ class Population:
             invalid=self.invalid + jnp.sum(bad, dtype=jnp.int32),
         )
 
+    def due(self, threshold: Scalar) -> Bool[Array, ""]:
+        """Whether :meth:`resample` draws anew: too few particles count, and some are alive."""
+        few = jnp.asarray((threshold >= 1) | (self.ess() < threshold * self.size))
+        return few & (_log_sum(self.log_weights) > -jnp.inf)
+
     def resample(
         self, key: Key, scheme: Scheme = systematic, threshold: Scalar = 1.0
     ) -> "Population":
@@ -121,12 +126,11 @@ class Population:
           ValueError: for a threshold outside [0, 1].
         """
         check_share("threshold", threshold)
-        due = (threshold >= 1) | (self.ess() < threshold * self.size)
-        return self._take(scheme(key, gather(self.normalise())), jnp.asarray(due))
+        return self._take(scheme(key, gather(self.normalise())), self.due(threshold))
 
     def draw(self, key: Key, scheme: Scheme, count: int) -> "Population":
         """Return a population of ``count`` particles, drawn by their weights."""
-        return self._take(scheme(key, gather(self.normalise()), count), True)
+        return self._take(scheme(key, gather(self.normalise()), count), self.due(1.0))
 
     def log_evidence_error(self) -> Float[Array, ""]:
         r"""Return the standard error of ``log_evidence``, from this one run's genealogy.
@@ -153,9 +157,8 @@ class Population:
         families = zero.at[self.eves].add(gather(jnp.exp(self.normalise())))
         return jnp.log1p(-jnp.minimum(jnp.sum(jnp.square(families)), 1))
 
-    def _take(self, ancestors: Array, due: Array | bool) -> "Population":
-        """Return the population of the ancestors, if it is due and there is life."""
-        due = due & (_log_sum(self.log_weights) > -jnp.inf)
+    def _take(self, ancestors: Array, due: Array) -> "Population":
+        """Return the population of the ancestors, if it is due."""
         count = ancestors.shape[0]
         own = jnp.arange(count) % self.size
         ancestors = jnp.where(due, ancestors, own)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxinf.core import Key, Leaf, Scalar, record, static
-from jaxinf.markov import Backward, StateSpace, Tiltable
+from jaxinf.markov import Backward, StateSpace
+from jaxinf.markov.kernel import guidable, tilted
 from jaxinf.markov.state_space import along, at, kind, likelihoods
 
 
@@ -184,7 +185,7 @@ def optimal(surrogate: StateSpace | None = None) -> Optimal:
         own does not: ``markov.linearise_along(model, path)``. What it gets wrong is weighed.
 
     Returns:
-      The proposal for :func:`particle_filter`; the transition must have ``tilt``.
+      The proposal for :func:`particle_filter`; the transition must have ``tilt`` or a surrogate.
 
     Reference:
       A. Doucet, S. Godsill and C. Andrieu, "On sequential Monte Carlo sampling methods for Bayesian
@@ -206,7 +207,7 @@ def guided(backward: Backward) -> Guided:
       backward: ``markov.backward_filter(model, observations, surrogate=...)``.
 
     Returns:
-      The proposal for :func:`particle_filter`; the transition must have ``tilt``.
+      The proposal for :func:`particle_filter`; the transition must have ``tilt`` or a surrogate.
 
     Reference:
       F. van der Meulen and M. Schauer, "Automatic backward filtering forward guiding for Markov
@@ -220,7 +221,7 @@ def predictive(transition: Any, emission: Any, x: PyTree, observation: PyTree) -
     """Return the log density of the next observation given a state, in nats.
 
     Args:
-      transition: of the next step, with ``tilt``.
+      transition: of the next step, with ``tilt``, or a surrogate with it.
       emission: of the next time, with ``likelihood``.
       x: the state.
       observation: the next one.
@@ -228,6 +229,7 @@ def predictive(transition: Any, emission: Any, x: PyTree, observation: PyTree) -
     Returns:
       log of the integral of k(dy | x) g(observation | y).
     """
+    transition = getattr(transition, "tiltable", transition)
     return transition.tilt(x, emission.likelihood(observation))[1]
 
 
@@ -316,16 +318,21 @@ def move(
 
 def _tilted(kernel: Any, x: PyTree, message: Any) -> tuple[Any, Callable[[Any], Scalar]]:
     """Return the tilted law, and log k - log q."""
-    law, value = kernel.tilt(x, message)
-    dead = value == -jnp.inf
-    return law, lambda y: jnp.where(dead, -jnp.inf, value - message(y))
+    law, weight = tilted(kernel, x, message)
+
+    def correction(y: PyTree) -> Array:
+        value = weight(y)
+        return jnp.where(value == -jnp.inf, -jnp.inf, value - message(y))
+
+    return law, correction
 
 
 def _check_tilt(model: StateSpace) -> None:
     """Raise where the transition cannot be weighted by a message."""
     kernel = kind(model.transition)
-    if not isinstance(kernel, Tiltable):
+    if not guidable(kernel):
         raise TypeError(
             f"the transition {type(kernel).__name__} has no tilt(x, message): make it a "
-            "markov.gaussian_step, or move by smc.bootstrap()."
+            "markov.gaussian_step, give it a surrogate with markov.guide, or move by "
+            "smc.bootstrap()."
         )

@@ -35,3 +35,11 @@ def test_noise_is_uniform_over_the_interval(key):
 
 def test_values_outside_go_to_the_nearest_level():
     np.testing.assert_array_equal(data.quantise(jnp.array([-3.0, 1.0, 7.0]), 17), [0, 16, 16])
+
+
+def test_midpoints_are_the_means_of_the_draws(key):
+    x = jnp.arange(17)
+    y = data.midpoints(x, 17)
+    np.testing.assert_array_equal(data.quantise(y, 17), x)
+    np.testing.assert_allclose(y, _place(x, jnp.full(17, 0.5), 17), atol=1e-6)
+    np.testing.assert_allclose(y[jnp.array([0, 8, 16])], [1 / 17 - 1, 0, 1 - 1 / 17], atol=1e-7)

@@ -69,7 +69,7 @@ def test_mala_accepts_by_hastings_ratio(key, x64):
 PRECISION = np.array([1.0, 4.0, 0.25])
 
 
-def transition_by_hand(start, r, step_size, turns, uniforms, max_depth):
+def transition_by_hand(start, r, step_size, halves, leaves, max_depth):
     """A transition of the no-U-turn sampler on a normal law, all trees kept."""
 
     def leap(z, r, by):
@@ -98,18 +98,18 @@ def transition_by_hand(start, r, step_size, turns, uniforms, max_depth):
     tree, count, acceptance = [(start, r)], 0, 0.0
     chosen, weight = tree[0], 1.0
     for depth in range(max_depth):
-        forward = (turns >> depth) & 1
+        forward = halves[depth, 0] < 0.5
         by = step_size if forward else -step_size
         new, stop = grow(tree[-1] if forward else tree[0], by, depth)
         total, one = 0.0, None
-        for leaf in new:
+        for i, leaf in enumerate(new):
             ratio = np.exp(energy((start, r)) - energy(leaf))
             total, acceptance = total + ratio, acceptance + min(1, ratio)
-            one = leaf if uniforms[count, 0] < ratio / total else one
+            one = leaf if leaves[depth, i] < ratio / total else one
             count += 1
         if stop:
             break
-        chosen = one if uniforms[count - 1, 1] < total / weight else chosen
+        chosen = one if halves[depth, 1] < total / weight else chosen
         weight += total
         tree = tree + new if forward else new[::-1] + tree
         if turning(tree):
@@ -127,19 +127,23 @@ def test_nuts_walks_the_tree_of_the_recursion(step_size, max_depth, x64):
     @jax.jit
     @jax.vmap
     def both(key):
-        key_momentum, key_walk, key_turns = jax.random.split(key, 3)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key_walk, jnp.arange(128))
-        uniforms = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
-        turns = jax.random.bits(key_turns, dtype=jnp.uint32)
+        key_momentum, key_walk = jax.random.split(key)
+
+        def doubling(depth):
+            key_half, key = jax.random.split(jax.random.fold_in(key_walk, depth))
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key_half, jnp.arange(64))
+            return jax.random.uniform(key, (2,)), jax.vmap(jax.random.uniform)(keys)
+
+        halves, leaves = jax.vmap(doubling)(jnp.arange(7))
         new, info = kernel.step(key, posterior, state)
         found = new.z, info.energy, info.acceptance, info.gradients
-        return found, (jax.random.normal(key_momentum, (3,)), turns, uniforms)
+        return found, (jax.random.normal(key_momentum, (3,)), halves, leaves)
 
     found, drawn = both(jax.random.split(jax.random.key(0), 300))
     assert int(found[3].max()) < 128
     hands = [
-        transition_by_hand(np.asarray(state.z), r, step_size, int(turns), u, max_depth)
-        for r, turns, u in zip(*map(np.asarray, drawn), strict=True)
+        transition_by_hand(np.asarray(state.z), r, step_size, halves, leaves, max_depth)
+        for r, halves, leaves in zip(*map(np.asarray, drawn), strict=True)
     ]
     z, energy, acceptance, count = map(np.array, zip(*hands, strict=True))
     np.testing.assert_array_equal(found[3], count)
