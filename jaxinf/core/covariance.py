@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from jaxinf.core.record import record
 from jaxinf.core.types import Leaf, Scalar
 
-SMALL = 32
+SMALL = 16
 """Rows of a matrix up to which a product of its own costs more than it computes, on a CPU."""
 
 
@@ -240,9 +240,9 @@ def full(matrix: Float[Array, "n n"]) -> Full:
 
 def _product(matrix: Array, rows: Array) -> Array:
     """Return matrix @ rows, a small one by sums, which compile into what stands around them."""
-    if len(matrix) > SMALL:
+    if len(matrix) > SMALL or rows.shape[1] > 1:
         return matrix @ rows
-    return jnp.sum(matrix[:, :, None] * rows[None], axis=1)
+    return jnp.sum(matrix * rows[:, 0][None], axis=1)
 
 
 def _factor(matrix: Array) -> Array:
