@@ -55,6 +55,8 @@ def build(config: Config) -> Study:
         found: dict[str, Any] = {}
         for file in progress(files, "posteriors"):
             found[file.stem] = one(key, json.loads(file.read_text()), config)
+            print(notes({file.stem: found[file.stem]}), flush=True)
+            jax.clear_caches()  # hundreds of programs would exhaust a process's memory maps
         return found
 
     return Study(run=run, draw=draw, notes=notes)

@@ -45,11 +45,11 @@ def model(steps=two_bumps, width=0.3):
     return markov.state_space(core.gaussian(jnp.zeros(1), core.white()), walk, see)
 
 
-def on_the_grid(space):
+def on_the_grid(space, y=Y):
     """The evidence, and the mean of the last state, by sums."""
     step = GRID[1, 0] - GRID[0, 0]
     log_k = jax.vmap(lambda x: jax.vmap(lambda y: space.transition.log_prob(x, y))(GRID))(GRID)
-    seen = jax.vmap(lambda y: jax.vmap(lambda x: space.emission.log_prob(x, y))(GRID))(Y)
+    seen = jax.vmap(lambda now: jax.vmap(lambda x: space.emission.log_prob(x, now))(GRID))(y)
     log_mass = jax.vmap(space.initial.log_prob)(GRID) + seen[0]
     for now in seen[1:]:
         log_mass = jax.nn.logsumexp(log_mass[:, None] + log_k, axis=0) + jnp.log(step) + now
@@ -143,6 +143,21 @@ def test_kernels_over_time_and_composites_are_guided(key, x64):
     wanted = first @ last.sum(axis=1) * step**2
     w = jnp.exp(log_w + message(x))
     assert jnp.abs(w.mean() - wanted) < 4 * w.std() / np.sqrt(w.size)
+
+
+def test_side_by_side(key, x64):
+    """Two walks in one state: the weights multiply."""
+    one = model()
+    both = markov.state_space(
+        markov.Both(one.initial, one.initial),
+        markov.tensor(one.transition, one.transition),
+        markov.tensor(one.emission, one.emission),
+    )
+    back = markov.backward_filter(both, (Y, Y[::-1]))
+    keys = jax.random.split(key, 10_000)
+    log_w = jax.vmap(lambda key: markov.forward_guide(key, both, back)[1])(keys)
+    w = jnp.exp(log_w - on_the_grid(one)[0] - on_the_grid(one, Y[::-1])[0])
+    assert jnp.abs(w.mean() - 1) < 4 * w.std() / np.sqrt(w.size)
 
 
 def test_a_law_of_many_states_is_refused():
