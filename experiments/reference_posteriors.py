@@ -4,9 +4,10 @@ Command: ``make bench BENCH=reference_posteriors ARGS="--data FOLDER"`` with a f
 posteriordb's ``NAME.json`` (data, names of parameters, reference mean, sd and mean square).
 Hardware: a CPU, a quarter of an hour for all.
 Expected: every mean and mean square of the twelve within four standard errors of the reference's
-(worst 2.7). Effective draws per 1,000 gradients after warm-up, one run: kidiq 303 (BlackJAX 188,
-NumPyro's kernel 175, NumPyro as called 13), 85 with warm-up (26, 24, 4), 1.7 times BlackJAX's a
-second; eight schools 44 to 67 (74, 63, 66), 0.4 times a second.
+(worst 3.3). Effective draws per 1,000 gradients after warm-up: kidiq 288 (BlackJAX 188, NumPyro's
+kernel 175, NumPyro as called 13), 99 with warm-up (26, 24, 4), 2.6 times BlackJAX's a second;
+eight schools, mean of 24 runs, 85 (BlackJAX 60 in 6), 2 to 3 times a second; arK 91 (76, 70), 1.3
+to 1.7 times a second.
 """
 
 import json

@@ -73,7 +73,7 @@ def test_a_surrogates_draws_carry_the_ratio_of_densities(x64):
         (w * y[:, 0] ** 2, jnp.sum(density * GRID[:, 0] ** 2)),
     ):
         error = values.std() / np.sqrt(values.size)
-        assert jnp.abs(values.mean() - wanted * step) < 4 * error
+        assert jnp.abs(values.mean() - wanted * step) < 4 * error < 0.1 * wanted * step
 
 
 def test_guided_paths_have_the_evidence_as_mean_weight(key, x64):
@@ -83,7 +83,8 @@ def test_guided_paths_have_the_evidence_as_mean_weight(key, x64):
     paths, log_w = jax.vmap(lambda key: markov.forward_guide(key, space, back))(keys)
     wanted, mean = on_the_grid(space)
     w = jnp.exp(log_w - wanted)
-    assert jnp.abs(w.mean() - 1) < 4 * w.std() / np.sqrt(w.size)
+    error = w.std() / np.sqrt(w.size)
+    assert jnp.abs(w.mean() - 1) < 4 * error < 0.1
     apart = w * (paths[:, -1, 0] - mean)
     assert jnp.abs(apart.mean()) < 4 * apart.std() / np.sqrt(w.size)
 
@@ -111,7 +112,7 @@ def test_particles_are_guided_by_surrogates(proposal, key):
     )(jax.random.split(key, 512))
     wanted, _ = on_the_grid(space)
     ratio = jnp.exp(runs - wanted)
-    assert jnp.abs(ratio.mean() - 1) < 4 * ratio.std() / np.sqrt(512)
+    assert jnp.abs(ratio.mean() - 1) < 4 * ratio.std() / np.sqrt(512) < 0.1
 
 
 def _look(transition, emission, x, y):
@@ -142,7 +143,7 @@ def test_kernels_over_time_and_composites_are_guided(key, x64):
     first = jnp.exp(jax.vmap(lambda y: kernels[0].log_prob(x, y))(GRID))
     wanted = first @ last.sum(axis=1) * step**2
     w = jnp.exp(log_w + message(x))
-    assert jnp.abs(w.mean() - wanted) < 4 * w.std() / np.sqrt(w.size)
+    assert jnp.abs(w.mean() - wanted) < 4 * w.std() / np.sqrt(w.size) < 0.1 * wanted
 
 
 def test_side_by_side(key, x64):
@@ -157,7 +158,7 @@ def test_side_by_side(key, x64):
     keys = jax.random.split(key, 10_000)
     log_w = jax.vmap(lambda key: markov.forward_guide(key, both, back)[1])(keys)
     w = jnp.exp(log_w - on_the_grid(one)[0] - on_the_grid(one, Y[::-1])[0])
-    assert jnp.abs(w.mean() - 1) < 4 * w.std() / np.sqrt(w.size)
+    assert jnp.abs(w.mean() - 1) < 4 * w.std() / np.sqrt(w.size) < 0.3
 
 
 def test_a_law_of_many_states_is_refused():
