@@ -76,10 +76,10 @@ def filter(
                 f"the {name} {type(inner).__name__} carries no messages back, by which blocks are "
                 "joined: leave block out."
             )
-    if block is None:
-        return _in_turn(model, observations, observed)
-    if block < 1:
+    if block is not None and block < 1:
         raise ValueError(f"block must be at least one time, got {block}.")
+    if block is None or len(observed) == 1:
+        return _in_turn(model, observations, observed)
     return _in_blocks(model, observations, observed, block)
 
 
@@ -135,24 +135,22 @@ def _in_blocks(model: Any, observations: Any, observed: Array, block: int) -> Fi
         back, guided = at(model.transition, transition).pullback(likelihood)
         return Element(guided.kernel, back)
 
+    def act(state: Any, element: Element) -> Any:
+        law, total = state
+        law, value = element.message.weigh(law)
+        return element.kernel.push(law), total + value
+
     axes = (0 if isinstance(model.transition, OverTime) else None, 0)
     later = jax.vmap(element, in_axes=axes)(along(model.transition), rest(seen))
-    law, value = first(seen).weigh(prior_of(model))
-    start = first(later)
-    nothing = jax.tree.map(jnp.zeros_like, start.message)
-    start = Element(start.kernel.always(law), nothing)
-    elements = prepend(start, later)
-    done = prefixes(elements, block)
-    anywhere = jnp.zeros_like(model.initial.sample(jax.random.key(0)))
-    laws = jax.vmap(lambda kernel: kernel.law(anywhere))(done.kernel)
-    return Filtered(laws, value + jax.vmap(lambda message: message(anywhere))(done.message))
+    start = first(seen).weigh(prior_of(model))
+    return Filtered(*prepend(start, carried(start, later, act, block)))
 
 
-def prefixes(elements: Any, block: int) -> Any:
-    """Join elements from the first to each, by ``then``; blocks of times lie side by side.
+def carried(start: Any, elements: Any, act: Any, block: int) -> Any:
+    """Carry a state through elements, return it after each; blocks of times lie side by side.
 
-    Within blocks one after another, then over the blocks, then each with what came before: three
-    loops, each of them compiled once, where an associative scan unrolls its levels.
+    Elements are joined by ``then`` within blocks, then the state is carried over block after block,
+    to all times within at once: two loops, where an associative scan unrolls its levels.
     """
     length = jax.tree.leaves(elements)[0].shape[0]
     blocks = -(-length // block)
@@ -171,12 +169,13 @@ def prefixes(elements: Any, block: int) -> Any:
         return prepend(start, later)
 
     within = jax.vmap(scan)(jax.tree.map(cut, elements))
-    before = scan(jax.tree.map(lambda a: a[:, -1], within))
-    joined = jax.vmap(lambda total, block: jax.vmap(total.then)(block))(
-        jax.tree.map(lambda a: a[:-1], before), rest(within)
-    )
-    whole = jax.tree.map(lambda a, b: jnp.concatenate([a[:1], b]), within, joined)
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:length], whole)
+
+    def pass_on(state: Any, block: Any) -> tuple[Any, Any]:
+        after = jax.vmap(lambda element: act(state, element))(block)
+        return jax.tree.map(lambda a: a[-1], after), after
+
+    _, after = jax.lax.scan(pass_on, start, within)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:length], after)
 
 
 def smooth(model: StateSpace, filtered: Filtered, *, block: int | None = None) -> Any:
@@ -220,7 +219,7 @@ def _smooth(model: Any, filtered: Any, block: int | None) -> Any:
     last = jax.tree.map(lambda a: a[-1], filtered.laws)
     if block is not None:
         flipped = jax.tree.map(lambda a: a[::-1], kernels)
-        laws = jax.vmap(lambda kernel: kernel.push(last))(prefixes(flipped, block))
+        laws = carried(last, flipped, lambda law, kernel: kernel.push(law), block)
         laws = jax.tree.map(lambda a: a[::-1], laws)
     else:
 

@@ -74,10 +74,6 @@ class FiniteKernel:
         both = a[:, None, :, None] + b[None, :, None, :]
         return FiniteKernel(both.reshape(a.shape[0] * b.shape[0], -1))
 
-    def always(self, law: Finite) -> "FiniteKernel":
-        """Return the kernel of the same shape whose end follows a law whatever its start."""
-        return FiniteKernel(jnp.broadcast_to(law.log_probs, self.log_matrix.shape))
-
     def likelihood(self, y: Int[Array, ""]) -> FiniteMessage:
         """Return the message x -> log k(y | x)."""
         return FiniteMessage(jnp.where(jnp.asarray(y) < 0, -jnp.inf, self.log_matrix[:, y]))

@@ -137,11 +137,6 @@ class LinearGaussian:
         """Return the law of y given x."""
         return law(*self.at(x))
 
-    def always(self, law: Gaussian) -> "LinearGaussian":
-        """Return the kernel of the same shape whose end follows a law whatever its start."""
-        root = matrix_of(law.covariance, law.mean.size)
-        return LinearGaussian(jnp.zeros_like(self.matrix), law.mean, root)
-
     def likelihood(self, y: Float[Array, " m"]) -> Quadratic:
         """Return the message x -> log k(y | x)."""
         noise = Dense(triangular(self.root))
