@@ -94,7 +94,7 @@ soak: $(READY) ## run the tests that take minutes
 notebooks: $(READY) ## execute every notebook anew, in place
 	@for notebook in notebooks/*.ipynb; do \
 	  [ -e "$$notebook" ] || continue; \
-	  $(BIN)/jupyter-execute --inplace "$$notebook" || exit 1; \
+	  JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/jupyter-execute --inplace "$$notebook" || exit 1; \
 	done
 
 clean: ## remove .venv, caches and builds; runs/ stays
