@@ -4,6 +4,6 @@ Each holds a readable reference, the fast default for any platform and, where th
 for particular chips behind one function. Nothing here knows of the rest of the library.
 """
 
-from jaxinf_kernels import attention
+from jaxinf_kernels import attention, formats
 
-__all__ = ["attention"]
+__all__ = ["attention", "formats"]
