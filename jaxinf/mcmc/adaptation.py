@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxinf.core import Covariance, Dense, Diagonal, record
 
@@ -42,6 +42,10 @@ class Metric(Protocol):
         """Return the moments with more draws, each of which counts as its weight, or once."""
         ...
 
+    def pooled(self, moments: Moments, keep: Bool[Array, " chains"]) -> Moments:
+        """Return the moments of the draws of some chains from those of each."""
+        ...
+
     def covariance(self, moments: Moments) -> Covariance:
         """Return the metric."""
         ...
@@ -68,6 +72,10 @@ class DiagonalMetric:
     ) -> Moments:
         """Return the moments with more draws, each of which counts as its weight, or once."""
         return _add(moments, z, weights, lambda a: jnp.sum(jnp.square(a), axis=0))
+
+    def pooled(self, moments: Moments, keep: Bool[Array, " chains"]) -> Moments:
+        """Return the moments of the draws of some chains from those of each."""
+        return _pooled(moments, keep, lambda a: jnp.sum(jnp.square(a), axis=0))
 
     def covariance(self, moments: Moments) -> Covariance:
         """Return the metric."""
@@ -96,6 +104,10 @@ class DenseMetric:
     ) -> Moments:
         """Return the moments with more draws, each of which counts as its weight, or once."""
         return _add(moments, z, weights, lambda a: a.T @ a)
+
+    def pooled(self, moments: Moments, keep: Bool[Array, " chains"]) -> Moments:
+        """Return the moments of the draws of some chains from those of each."""
+        return _pooled(moments, keep, lambda a: a.T @ a)
 
     def covariance(self, moments: Moments) -> Covariance:
         """Return the metric."""
@@ -139,6 +151,17 @@ def _add(moments: Moments, z: Array, weights: Array | None, square: Any) -> Mome
     return Moments(count, moments.mean + apart * more / count, squares)
 
 
+def _pooled(moments: Moments, keep: Array, square: Any) -> Moments:
+    """Join the moments of some chains, which have a leading axis."""
+    counts = jnp.where(keep, moments.count, 0)
+    count = jnp.sum(counts)
+    mean = counts @ moments.mean / count
+    between = square(jnp.sqrt(counts)[:, None] * (moments.mean - mean[None]))
+    return Moments(
+        count, mean, jnp.tensordot(keep.astype(mean.dtype), moments.squares, 1) + between
+    )
+
+
 class Steps(NamedTuple):
     """Dual averaging of the logarithm of the step size."""
 
@@ -175,7 +198,10 @@ def averaged(steps: Steps, acceptance: Array, goal: float) -> Steps:
 
 
 def windows(warmup: int) -> np.ndarray:
-    """Return for each step of warm-up 0 (metric kept), 1 (draws gathered) or 2 (metric renewed).
+    """Return for each step of warm-up 0 (metric kept), 1 (draws gathered), 2 (metric renewed) or 3.
+
+    At 3 chains are compared too, before the metric is renewed: in the first half of warm-up, from
+    the third window on.
 
     The first 10 steps, at most 5 per cent, find the target; the last 50, at most 10 per cent, are
     the step size's alone. Between them lie windows of 15 steps and twice as many each time. The
@@ -188,7 +214,7 @@ def windows(warmup: int) -> np.ndarray:
     marks[start:stop] = 1
     while start < stop:
         end = start + size if start + 3 * size <= stop else stop
-        marks[end - 1] = 2
+        marks[end - 1] = 3 if size >= 60 and end <= warmup // 2 else 2
         start, size = end, 2 * size
     return marks
 

@@ -1,6 +1,5 @@
 """Chains from start to end as one compiled program."""
 
-import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,17 +9,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxinf.core import Key, batch_vmap, check_key, is_concrete, spread
 from jaxinf.core.progress import tick
-from jaxinf.mcmc.adaptation import (
-    Metric,
-    averaged,
-    dense,
-    diagonal,
-    first_step,
-    steps_from,
-    windows,
-    with_step,
-)
+from jaxinf.mcmc.adaptation import Metric, dense, diagonal
 from jaxinf.mcmc.kernel import Info, Kernel, State
+from jaxinf.mcmc.warm_up import warm_up
 from jaxinf.target import Target
 
 TRIES = 20
@@ -41,6 +32,8 @@ class Run(NamedTuple):
     warmup_gradients: Int[Array, " chains"]
     started: Bool[Array, " chains"]
     """Whether the density and its gradient were finite where the chain began."""
+    moved: Bool[Array, " chains"]
+    """Whether warm-up took the chain out of a region of negligible mass, to where another was."""
 
 
 def sample(
@@ -69,7 +62,9 @@ def sample(
       target: what to draw from.
       chains: how many, side by side.
       warmup: steps in which step size and metric are adapted, and which are not kept. All chains
-        adapt together: one step size, and one metric from the draws of all.
+        adapt together: one step size, and one metric from the draws of all. A chain that is stuck
+        where there is next to no mass, by the density and the spread of its own draws, goes on
+        from where another chain is, and ``moved`` says so: see ``mcmc.warm_up``.
       draws: of each chain.
       learn: how the metric is learned: ``dense()``, by default up to 100 numbers, or
         ``diagonal()``.
@@ -136,9 +131,9 @@ def _sample(
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
         return batch_vmap(lambda key, state: kernel.step(key, target, state))(keys, state)
 
-    gradients = jnp.zeros(chains, jnp.int32)
+    gradients, moved = jnp.zeros(chains, jnp.int32), jnp.zeros(chains, bool)
     if warmup:
-        kernel, state, gradients = _warm_up(
+        kernel, state, gradients, moved = warm_up(
             key_warmup, kernel, learn, state, step, target, warmup, progress
         )
 
@@ -150,7 +145,7 @@ def _sample(
 
     state, (z, info) = jax.lax.scan(draw, state, jnp.arange(draws))
     z, info = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), (z, info))
-    return Run(z, info, kernel, state, gradients, started)
+    return Run(z, info, kernel, state, gradients, started, moved)
 
 
 def _start(key: Key, target: Any, index: Array) -> Array:
@@ -164,52 +159,3 @@ def _start(key: Key, target: Any, index: Array) -> Array:
 def _finite(value: Float[Array, " n"], slope: Float[Array, "n dim"]) -> Bool[Array, " n"]:
     """Return where densities and gradients are finite."""
     return jnp.isfinite(value) & jnp.all(jnp.isfinite(slope), axis=1)
-
-
-def _warm_up(
-    key: Key,
-    kernel: Any,
-    learn: Any,
-    state: State,
-    step: Any,
-    target: Any,
-    warmup: int,
-    progress: bool,
-) -> tuple[Any, State, Array]:
-    """Adapt a kernel on all chains together."""
-    key_first, key_steps = jax.random.split(key)
-    none = learn.none(state.z[0])
-    kernel = dataclasses.replace(
-        kernel,
-        step_size=jnp.asarray(kernel.step_size, state.z.dtype),
-        metric=learn.start(kernel.metric, state.z[0]),
-    )
-
-    def acceptance(kernel: Any) -> Array:
-        keys = jax.random.split(key_first, state.z.shape[0])
-        info = jax.vmap(lambda key, one: kernel.probe().step(key, target, one)[1])(keys, state)
-        return jnp.mean(info.acceptance)
-
-    kernel = first_step(kernel, acceptance)
-
-    def body(carry: Any, slot: Any) -> Any:
-        kernel, steps, moments, state = carry
-        i, mark = slot
-        kernel = with_step(kernel, steps.log_step)
-        state, info = step(kernel, jax.random.fold_in(key_steps, i), state)
-        steps = averaged(steps, jnp.mean(info.acceptance), kernel.goal)
-        moments = jax.lax.cond(mark > 0, lambda: learn.add(moments, state.z), lambda: moments)
-
-        def renewed() -> Any:
-            new = dataclasses.replace(kernel, metric=learn.covariance(moments))
-            return new, steps_from(jnp.exp(steps.mean)), none
-
-        kernel, steps, moments = jax.lax.cond(mark == 2, renewed, lambda: (kernel, steps, moments))
-        if progress:
-            tick(i, warmup, "warm-up")
-        return (kernel, steps, moments, state), info.gradients
-
-    start = kernel, steps_from(kernel.step_size), none, state
-    slots = jnp.arange(warmup), jnp.asarray(windows(warmup))
-    (kernel, steps, _, state), gradients = jax.lax.scan(body, start, slots)
-    return with_step(kernel, steps.mean), state, jnp.sum(gradients, axis=0)
