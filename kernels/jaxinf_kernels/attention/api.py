@@ -1,5 +1,6 @@
 """Attention for networks."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -69,10 +70,11 @@ def attention(
       A. Vaswani et al., "Attention Is All You Need", NeurIPS 2017, equation 1; O. Press et al.,
       "Train Short, Test Long", ICLR 2022 (slopes); Gemma 2 (2024) (cap); gpt-oss (2025) (sinks).
     """
-    _check(q, k, v, mask, bias, alibi, sinks, soft_cap)
+    check(q, k, v, mask, bias, alibi, sinks, soft_cap)
     if mask is not None and not isinstance(mask, Mask):
         if mask.ndim == 3 and len(mask) > 1:
-            return _head_by_head(
+            return head_by_head(
+                attention,
                 (q, k, v, mask, bias, alibi, sinks),
                 soft_cap=soft_cap, scale=scale, return_lse=return_lse,
                 implementation=implementation, chip=chip,
@@ -107,8 +109,8 @@ def prepare(
     return problem, Operands(q, k, v, bias, alibi, sinks, tuple(a[None] for a in leaves))
 
 
-def _head_by_head(arrays: Any, **options: Any) -> Any:
-    """Attend with a mask for each head: heads become a batch."""
+def head_by_head(function: Callable[..., Any], arrays: Any, **options: Any) -> Any:
+    """Attend by a function with a mask for each head: heads become a batch."""
     q, k, v, mask, bias, alibi, sinks = arrays
     shared = q.shape[1] // k.shape[1]
     k, v = (jnp.repeat(a, shared, axis=1) for a in (k, v))
@@ -117,7 +119,7 @@ def _head_by_head(arrays: Any, **options: Any) -> Any:
     def one(q: Array, k: Array, v: Array, mask: Array, *extras: Any) -> Any:
         bias, alibi, sinks = extras
         alibi, sinks = (None if a is None else a[None] for a in (alibi, sinks))
-        found = attention(
+        found = function(
             q[:, None], k[:, None], v[:, None],
             mask=mask, bias=bias, alibi=alibi, sinks=sinks, **options,
         )  # fmt: skip
@@ -128,7 +130,7 @@ def _head_by_head(arrays: Any, **options: Any) -> Any:
     return jax.vmap(one, in_axes=axes, out_axes=1)(q, k, v, mask, bias, alibi, sinks)
 
 
-def _check(
+def check(
     q: Array, k: Array, v: Array, mask: Any, bias: Any, alibi: Any, sinks: Any, soft_cap: Any
 ) -> None:
     """Raise unless these are one example's arrays."""

@@ -193,15 +193,29 @@ def logits(
     s = jax.lax.dot_general(
         q, k, contract, precision=precise(q.dtype), preferred_element_type=jnp.float32
     )
-    special = spec.soft_cap is not None or any(spec.given[:2])
+    return finished(spec, edge, refs, place, part, s * unit(spec), masked)
+
+
+def unit(spec: Problem) -> float:
+    """Return what products are multiplied by before :func:`finished`."""
+    return spec.scale * (1.0 if _special(spec) else LOG2E)
+
+
+def _special(spec: Problem) -> bool:
+    """Whether logits are more than scaled products."""
+    return spec.soft_cap is not None or any(spec.given[:2])
+
+
+def finished(
+    spec: Problem, edge: Any, refs: dict[str, Any], place: Any, part: Any, s: Array, masked: bool
+) -> Array:
+    """Cap, bias and mask products in their unit; arguments as in :func:`logits`."""
     i = place[0] + jax.lax.broadcasted_iota(jnp.int32, s.shape, 0)
     j = place[1] + part.start + jax.lax.broadcasted_iota(jnp.int32, s.shape, 1)
-    if special:
+    if _special(spec):
         bias = refs["bias"][0, 0, :, part].astype(jnp.float32) if "bias" in refs else None
         slope = refs["slopes"][0, 0, :, :1] if "slopes" in refs else None
-        s = score(spec, s * spec.scale, bias, slope, i, j) * LOG2E
-    else:
-        s = s * (spec.scale * LOG2E)
+        s = score(spec, s, bias, slope, i, j) * LOG2E
     if not masked:
         return s
     shown = []
