@@ -16,6 +16,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
+from jaxinf_kernels.compat import divided_by_compiler
+from jaxinf_kernels.divided import Letters, Over, divided, letters_of
+
 Arrays = tuple[Array, ...]
 Plain = Callable[..., Arrays]
 """(*arrays, spec=spec) -> arrays."""
@@ -35,29 +38,13 @@ class How(NamedTuple):
 class Kernels(NamedTuple):
     """A function by platform: ``plain`` in JAX's own operations, and where it has a kernel."""
 
-    plain: Plain
+    plain: Plain | None
+    """None for a reverse rule that is JAX's own of the plain form."""
     tpu: Plain | None = None
     cuda: Plain | None = None
-
-    def lowered(self, platform: str | None) -> Plain | None:
-        """Return what a platform's programs hold; None stands for all others."""
-        kernel = {"tpu": self.tpu, "cuda": self.cuda}.get(platform or "")
-        if platform is not None and kernel is None:
-            return None
-
-        def function(*arrays: Array, spec: Any) -> Arrays:
-            how = getattr(getattr(spec, "spec", spec), "how", None) or How()
-            wanted = how.implementation
-            name = {"tpu": "tpu", "cuda": "gpu"}.get(platform or "", "xla")
-            if wanted in ("tpu", "gpu") and wanted != name:
-                raise NotImplementedError(
-                    f"implementation={wanted!r} was asked for in a program for another platform: "
-                    "leave it out, and each platform takes its own."
-                )
-            chosen = self.plain if wanted == "xla" or kernel is None else kernel
-            return chosen(*arrays, spec=spec)
-
-        return function
+    letters: Callable[[Any, Any, Any], Letters] | None = None
+    """Of (spec, arrays, results): which axes can be divided over devices, see :mod:`divided`; by
+    default the batch, in front of each."""
 
 
 class Rule(NamedTuple):
@@ -100,110 +87,176 @@ def operation(name: str, forward: Kernels, backward: Kernels | None = None) -> P
       The function of ``(*operands, spec=spec)``. It can be transformed by jit, vmap, jvp, grad and
       their compositions, to any order.
     """
+    plain = forward.plain
+    assert plain is not None
 
     def push(*args: Array, spec: Rule) -> Arrays:
         operands, _, tangents = spec.split(args)
-        function, moving = spec.of(forward.plain, operands)
+        function, moving = spec.of(plain, operands)
         return jax.jvp(function, moving, list(tangents))[1]
 
     def pull(*args: Array, spec: Rule) -> Arrays:
         operands, _, cotangents = spec.split(args)
-        function, moving = spec.of(forward.plain, operands)
+        function, moving = spec.of(plain, operands)
         return jax.vjp(function, *moving)[1](tuple(cotangents))
 
+    backward = backward or Kernels(None)
     value = _primitive(name, forward)
     pushed = _primitive(f"{name}_jvp", Kernels(push))
-    pulled = _primitive(f"{name}_vjp", backward or Kernels(pull))
+    pulled = _primitive(f"{name}_vjp", backward._replace(plain=backward.plain or pull))
 
-    def jvp(primals: Any, tangents: Any, *, spec: Hashable) -> tuple[Any, Any]:
-        out = value.bind(*primals, spec=spec)
+    def jvp(primals: Any, tangents: Any, *, spec: Hashable, over: Over) -> tuple[Any, Any]:
+        out = value.bind(*primals, spec=spec, over=over)
         rule = Rule(spec, tuple(type(t) is not ad.Zero for t in tangents), len(out))
         moved = [t for t, a in zip(tangents, rule.active, strict=True) if a]
-        return out, pushed.bind(*primals, *out, *moved, spec=rule)
+        return out, pushed.bind(*primals, *out, *moved, spec=rule, over=over)
 
-    def transpose(cotangents: Any, *args: Any, spec: Rule) -> list[Any]:
+    def transpose(cotangents: Any, *args: Any, spec: Rule, over: Over) -> list[Any]:
         operands, outputs, linear = spec.split(args)
         full = [ad.instantiate_zeros(c) for c in cotangents]
-        back = pulled.bind(*operands, *outputs, *full, spec=spec)
+        back = pulled.bind(*operands, *outputs, *full, spec=spec, over=over)
         return [None] * (len(args) - len(linear)) + list(back)
 
     ad.primitive_jvps[value] = jvp
     ad.primitive_jvps[pushed] = partial(_jvp_of, push)
     ad.primitive_jvps[pulled] = partial(_jvp_of, pull)
     ad.primitive_transposes[pushed] = transpose
-    batching.primitive_batchers[value] = partial(_batch, value, every=False)
-    batching.primitive_batchers[pushed] = partial(_batch, pushed, every=True)
-    batching.primitive_batchers[pulled] = partial(_batch_pulled, pulled)
-    return lambda *operands, spec: tuple(value.bind(*operands, spec=spec))
+    batching.fancy_primitive_batchers[value] = partial(_batch, value, False)
+    batching.fancy_primitive_batchers[pushed] = partial(_batch, pushed, True)
+    batching.fancy_primitive_batchers[pulled] = partial(_batch_pulled, pulled)
+    return lambda *operands, spec: tuple(value.bind(*operands, spec=spec, over=Over()))
 
 
 def _primitive(name: str, kernels: Kernels) -> Primitive:
     """A primitive that is lowered by platform; its shapes are those of the plain form."""
+    plain = kernels.plain
+    assert plain is not None
     primitive = Primitive(name)
     primitive.multiple_results = True
-    now = jax.jit(primitive.bind, static_argnames="spec")
 
     @lru_cache(maxsize=4096)
     def shapes(avals: tuple[Any, ...], spec: Hashable) -> list[Any]:
-        return jax.make_jaxpr(partial(kernels.plain, spec=spec))(*avals).out_avals
+        return jax.make_jaxpr(partial(plain, spec=spec))(*avals).out_avals
 
-    primitive.def_impl(now)
-    primitive.def_abstract_eval(lambda *avals, spec: shapes(avals, spec))
-    for platform in (None, "tpu", "cuda"):
-        if (function := kernels.lowered(platform)) is not None:
-            rule = mlir.lower_fun(function, multiple_results=True)
-            mlir.register_lowering(primitive, rule, platform=platform)
+    primitive.def_impl(jax.jit(primitive.bind, static_argnames=("spec", "over")))
+    primitive.def_abstract_eval(lambda *avals, spec, over: shapes(avals, spec))
+
+    def lower(platform: str | None, kernel: Plain | None) -> None:
+        def rule(context: Any, *values: Any, spec: Any, over: Over) -> Any:
+            wanted = _wanted(spec, platform)
+            chosen = partial(plain, spec=spec)
+            if kernel is not None and wanted != "xla":
+                own = partial(kernel, spec=spec)
+                if not divided_by_compiler(context):
+                    chosen = own
+                elif over.names:
+                    letters = _letters(kernels, spec, context.avals_in, context.avals_out)
+                    chosen = divided(own, over, letters)
+            return mlir.lower_fun(chosen, multiple_results=True)(context, *values)
+
+        mlir.register_lowering(primitive, rule, platform=platform)
+
+    lower(None, None)
+    for platform, kernel in (("tpu", kernels.tpu), ("cuda", kernels.cuda)):
+        if kernel is not None:
+            lower(platform, kernel)
     return primitive
 
 
-def _jvp_of(plain: Plain, primals: Any, tangents: Any, *, spec: Hashable) -> tuple[Any, Any]:
+def _wanted(spec: Any, platform: str | None) -> str | None:
+    """Return which implementation a caller named; raise where it is of another platform."""
+    how = getattr(getattr(spec, "spec", spec), "how", None) or How()
+    here = {"tpu": "tpu", "cuda": "gpu"}.get(platform or "")
+    if how.implementation in ("tpu", "gpu") and how.implementation != here:
+        raise NotImplementedError(
+            f"implementation={how.implementation!r} was asked for in a program for another "
+            "platform: leave it out, and each platform takes its own."
+        )
+    return how.implementation
+
+
+def _letters(kernels: Kernels, spec: Any, arrays: Any, results: Any) -> Letters:
+    """Return which axes can be divided."""
+    if kernels.letters is not None:
+        return kernels.letters(spec, arrays, results)
+    batch = max(a.shape[0] for a in arrays)
+    ins, outs = ([letters_of(a, batch) for a in some] for some in (arrays, results))
+    return ins, outs
+
+
+def _jvp_of(
+    plain: Plain, primals: Any, tangents: Any, *, spec: Hashable, over: Over
+) -> tuple[Any, Any]:
     """The derivative of a plain form."""
     rule = Rule(spec, tuple(type(t) is not ad.Zero for t in tangents), 0)
     function, moving = rule.of(plain, primals)
     return jax.jvp(function, moving, [t for t, a in zip(tangents, rule.active, strict=True) if a])
 
 
-def _folded(args: Any, dims: Any, every: bool) -> tuple[list[Array], int, int]:
-    """Fold the mapped axis into the batch; return how many were mapped and how large batches were.
+class _Fold(NamedTuple):
+    """How a mapped axis becomes part of the batch: which of the two is in front."""
 
-    An operand that serves all of both stays as it is, unless ``every``.
-    """
-    mapped = [d is not None for d in dims]
-    size = next(x.shape[d] for x, d, m in zip(args, dims, mapped, strict=True) if m)
-    moved = [
-        jnp.moveaxis(x, d, 0) if m else x[None] for x, d, m in zip(args, dims, mapped, strict=True)
-    ]
-    batch = max(x.shape[1] for x in moved)
+    size: int
+    batch: int
+    behind: bool
+    over: Over
 
-    def fold(x: Array, m: bool) -> Array:
-        if not m and x.shape[1] == 1 and not every:
-            return x[0]
-        x = jnp.broadcast_to(x, (size, batch, *x.shape[2:]))
-        return x.reshape(size * batch, *x.shape[2:])
+    @staticmethod
+    def of(axis: Any, args: Any, dims: Any, over: Over) -> "_Fold":
+        shapes = [
+            x.shape if d is None else (*x.shape[:d], *x.shape[d + 1 :])
+            for x, d in zip(args, dims, strict=True)
+        ]
+        names = axis.spmd_name or ()
+        names = (names,) if isinstance(names, str) else tuple(names)
+        behind = bool(over.names) and not names  # what lies over a mesh stays in front
+        mesh = jax.sharding.get_abstract_mesh()
+        found = Over(mesh, names + over.names) if names and not mesh.empty else over
+        return _Fold(axis.size, max(shape[0] for shape in shapes), behind, found)
 
-    return [fold(x, m) for x, m in zip(moved, mapped, strict=True)], size, batch
+    def folded(self, x: Array, dim: int | None, every: bool) -> Array:
+        """Return an operand with the axis in its batch; what serves all of both stays."""
+        if dim is None and x.shape[0] == 1 and not every:
+            return x
+        x = x[None] if dim is None else jnp.moveaxis(x, dim, 0)
+        x = jnp.broadcast_to(x, (self.size, self.batch, *x.shape[2:]))
+        x = x.swapaxes(0, 1) if self.behind else x
+        return x.reshape(self.size * self.batch, *x.shape[2:])
+
+    def unfolded(self, x: Array) -> Array:
+        """Return a result with the axis in front of the batch."""
+        if self.behind:
+            return x.reshape(self.batch, self.size, *x.shape[1:]).swapaxes(0, 1)
+        return x.reshape(self.size, self.batch, *x.shape[1:])
 
 
 def _batch(
-    primitive: Primitive, args: Any, dims: Any, *, spec: Hashable, every: bool
+    primitive: Primitive, every: bool, axis: Any, args: Any, dims: Any, *, spec: Any, over: Over
 ) -> tuple[Any, Any]:
     """Map an operation: the mapped axis is batch too."""
-    folded, size, batch = _folded(args, dims, every)
-    out = primitive.bind(*folded, spec=spec)
-    return [o.reshape(size, batch, *o.shape[1:]) for o in out], [0] * len(out)
+    if all(d is None for d in dims):
+        out = primitive.bind(*args, spec=spec, over=over)
+        return out, [None] * len(out)
+    fold = _Fold.of(axis, args, dims, over)
+    folded = [fold.folded(x, d, every) for x, d in zip(args, dims, strict=True)]
+    out = primitive.bind(*folded, spec=spec, over=fold.over)
+    return [fold.unfolded(o) for o in out], [0] * len(out)
 
 
-def _batch_pulled(primitive: Primitive, args: Any, dims: Any, *, spec: Rule) -> tuple[Any, Any]:
+def _batch_pulled(
+    primitive: Primitive, axis: Any, args: Any, dims: Any, *, spec: Rule, over: Over
+) -> tuple[Any, Any]:
     """Map a reverse rule: the cotangent of what serves a batch is summed over it, not over all."""
+    out, at = _batch(primitive, True, axis, args, dims, spec=spec, over=over)
+    if at[0] is None:
+        return out, at
     shared = [
-        (x.shape[0] if d is None else jnp.moveaxis(x, d, 0).shape[1]) == 1
+        x.shape[1 if d == 0 else 0] == 1
         for x, d, a in zip(args, dims, spec.active, strict=False)
         if a
     ]
-    folded, size, batch = _folded(args, dims, every=True)
-    out = primitive.bind(*folded, spec=spec)
-    whole = [o.reshape(size, batch, *o.shape[1:]) for o in out]
-    return [
-        jnp.sum(o, axis=1, keepdims=True) if s and batch > 1 else o
-        for o, s in zip(whole, shared, strict=True)
-    ], [0] * len(out)
+    summed = [
+        jnp.sum(o, axis=1, keepdims=True) if s and o.shape[1] > 1 else o
+        for o, s in zip(out, shared, strict=True)
+    ]
+    return summed, at

@@ -7,12 +7,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxinf_kernels.attention import xla
+from jaxinf_kernels.attention import on_tpu, xla
 from jaxinf_kernels.attention.masks import Mask, cells
 from jaxinf_kernels.attention.problem import Operands, Problem
+from jaxinf_kernels.chips import chip_here, chip_named
 from jaxinf_kernels.operation import How, Kernels, operation
 
-_attention = operation("attention", Kernels(xla.attend))
+_attention = operation(
+    "attention",
+    Kernels(xla.attend, tpu=on_tpu.attend, letters=on_tpu.letters),
+    Kernels(None, tpu=on_tpu.pull, letters=on_tpu.pull_letters),
+)
 
 
 def attention(
@@ -81,7 +86,8 @@ def attention(
             )  # fmt: skip
         mask = cells(mask if mask.ndim == 2 else mask[0])
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    how = How(implementation, chip)
+    here = chip_here() if chip is None else chip_named(chip)
+    how = How(implementation, None if here is None else here.name)
     problem, operands = prepare(q, k, v, mask, bias, alibi, sinks, soft_cap, scale, how)
     out, lse = _attention(*problem.flat(operands), spec=problem)
     out, lse = jnp.moveaxis(out[0], 0, 1), lse[0].T

@@ -284,7 +284,7 @@ class Mask:
         return jnp.broadcast_to(tree.unflatten(shown).sees(i, j), (n, m))
 
 
-def causal(offset: int | Int[Array, ""] = 0) -> Mask:
+def causal(offset: int | Int[Array, "..."] = 0) -> Mask:
     """Row i sees columns j <= i + offset.
 
     Args:
@@ -297,7 +297,7 @@ def causal(offset: int | Int[Array, ""] = 0) -> Mask:
     return Mask(_Diagonal(_bound(offset)))
 
 
-def window(before: int | None, after: int | None = 0, offset: int | Int[Array, ""] = 0) -> Mask:
+def window(before: int | None, after: int | None = 0, offset: int | Int[Array, "..."] = 0) -> Mask:
     """Row i sees columns from i + offset - before to i + offset + after.
 
     Args:
@@ -327,13 +327,14 @@ def chunks(size: int) -> Mask:
     return Mask(_Chunk(size))
 
 
-def prefix(length: int | Int[Array, ""]) -> Mask:
+def prefix(length: int | Int[Array, "..."]) -> Mask:
     """What is in front, seen from all rows: ``masks.causal() | masks.prefix(k)`` say."""
     return Mask(_Before(_bound(length), False))
 
 
 def lengths(
-    queries: int | Int[Array, ""] | None = None, keys: int | Int[Array, ""] | None = None
+    queries: int | Int[Array, "..."] | None = None,
+    keys: int | Int[Array, "..."] | None = None,
 ) -> Mask:
     """What is there of a padded sequence: rows before ``queries`` see columns before ``keys``."""
     ends = (queries, True), (keys, False)
@@ -343,7 +344,7 @@ def lengths(
     return masks[0] if len(masks) == 1 else masks[0] & masks[1]
 
 
-def segments(queries: Int[Array, " n"], keys: Int[Array, " m"] | None = None) -> Mask:
+def segments(queries: Int[Array, "..."], keys: Int[Array, "..."] | None = None) -> Mask:
     """Rows see the columns of their own segment, for examples packed into one sequence.
 
     Args:
@@ -360,7 +361,7 @@ def segments(queries: Int[Array, " n"], keys: Int[Array, " m"] | None = None) ->
     return Mask(_Same(queries, keys))
 
 
-def cells(array: Bool[Array, "n m"] | np.ndarray) -> Mask:
+def cells(array: Bool[Array, "..."] | np.ndarray) -> Mask:
     """Any mask. One of NumPy is known when the program is built, and its empty blocks skipped."""
     if array.ndim != 2:
         raise ValueError(f"a mask has rows and columns, got shape {array.shape}.")

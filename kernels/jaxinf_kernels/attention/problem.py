@@ -73,6 +73,13 @@ def score(problem: Problem, s: Array, bias: Any, slope: Any, i: Any, j: Any) -> 
     return s
 
 
+def slope_of(problem: Problem, s: Array, scaled: Array) -> Array:
+    """Return the derivative of :func:`score` from the scaled products, as a factor of s."""
+    if problem.soft_cap is None:
+        return s
+    return s * (1 - jnp.square(jnp.tanh(scaled / problem.soft_cap)))
+
+
 def precise(dtype: Any) -> jax.lax.Precision:
     """Products of float32 are in float32 on every platform."""
     wide = dtype in (jnp.float32, jnp.float64)

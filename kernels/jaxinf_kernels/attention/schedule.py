@@ -34,27 +34,45 @@ def edged(problem: Problem, columns: int, block: int, leaves: Any = None) -> Mas
     return mask
 
 
-def spans(count: int, block: int, of: int) -> Span:
-    """Return the first and last numbers of blocks, of which there are ``of``."""
-    low = np.arange(count) * block
-    return Span(low, np.minimum(low + block, of) - 1)
+class Sizes(NamedTuple):
+    """What is cut into blocks."""
+
+    n: int
+    """Queries."""
+    m: int
+    """Keys."""
+    rows: int
+    """Queries in a block."""
+    columns: int
+    """Keys in a block."""
+    first: int = 0
+    """The first query's position: of a stretch of a sequence."""
+
+    @property
+    def spans(self) -> tuple[Span, Span]:
+        """The positions of blocks of queries and of keys."""
+        return _spans(self.n, self.rows, self.first), _spans(self.m, self.columns, 0)
 
 
-def schedule(problem: Problem, n: int, m: int, rows: int, columns: int, by_rows: bool) -> Schedule:
+def _spans(size: int, block: int, first: int) -> Span:
+    low = np.arange(-(-size // block)) * block
+    return Span(low + first, np.minimum(low + block, size) - 1 + first)
+
+
+def schedule(problem: Problem, sizes: Sizes, by_rows: bool, every: bool = False) -> Schedule:
     """Plan the visits of blocks that are not empty, row by row or column by column.
 
     Args:
       problem: whose mask's known part counts.
-      n: queries.
-      m: keys.
-      rows: in a block.
-      columns: in a block.
+      sizes: of the blocks.
       by_rows: the order.
+      every: whether empty blocks are visited too.
 
     Returns:
       The schedule.
     """
-    i, j = spans(-(-n // rows), rows, n), spans(-(-m // columns), columns, m)
+    m, columns = sizes.m, sizes.columns
+    i, j = sizes.spans
     shape = len(i.low), len(j.low)
     mask = edged(problem, m, columns)
     if mask is None:
@@ -69,7 +87,7 @@ def schedule(problem: Problem, n: int, m: int, rows: int, columns: int, by_rows:
     table = kinds if by_rows else kinds.T
     visits: list[tuple[int, int, int]] = []
     for line, row in enumerate(table):
-        there = np.flatnonzero(row) if row.any() else np.zeros(1, int)
+        there = np.flatnonzero(row + every) if row.any() or every else np.zeros(1, int)
         for place in there:
             flags = FIRST * (place == there[0]) + LAST * (place == there[-1])
             visits.append((line, int(place), int(row[place]) + flags))
@@ -77,19 +95,19 @@ def schedule(problem: Problem, n: int, m: int, rows: int, columns: int, by_rows:
     return Schedule(*((lines, places) if by_rows else (places, lines)), marks)
 
 
-def at_run_time(problem: Problem, leaves: tuple[Array, ...], plan: Schedule, sizes: Any) -> Array:
+def at_run_time(problem: Problem, leaves: tuple[Array, ...], plan: Schedule, sizes: Sizes) -> Array:
     """Return the visits' kinds [B or 1, T] where leaves are known: more may turn out empty or full.
 
     Args:
       problem: what is asked.
       leaves: the mask's, with the batch in front.
       plan: the visits.
-      sizes: (n, m, rows, columns) as in :func:`schedule`.
+      sizes: as in :func:`schedule`.
     """
-    n, m, rows, columns = sizes
+    _, m, rows, columns, _ = sizes
     if not leaves:
         return jnp.asarray(plan.kinds)[None]
-    i, j = spans(-(-n // rows), rows, n), spans(-(-m // columns), columns, m)
+    i, j = sizes.spans
     down = Span(*(a[plan.rows] for a in i))
     right = Span(*(a[plan.columns] for a in j))
 
@@ -108,10 +126,10 @@ def at_run_time(problem: Problem, leaves: tuple[Array, ...], plan: Schedule, siz
         assert mask is not None
         return jnp.broadcast_to(mask.blocks(down, right), plan.kinds.shape)
 
-    flags, known = plan.kinds & ~3, plan.kinds & 3
+    flags, known = plan.kinds[None] & ~3, plan.kinds[None] & 3
     found = jax.vmap(one)(*leaves)
     if m % columns:  # what is filled up is not seen
-        last = plan.columns == (m - 1) // columns
+        last = plan.columns[None] == (m - 1) // columns
         found = jnp.where(last, jnp.minimum(found, 1), found)
     found = jnp.where(known == EMPTY, EMPTY, found)
     return (found + flags).astype(jnp.int32)

@@ -15,11 +15,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
-from jaxinf_kernels.attention.masks import COLUMN, FULL, MIXED, ROW, SCALAR
-from jaxinf_kernels.attention.problem import Operands, Problem, precise, score
-from jaxinf_kernels.attention.schedule import FIRST, LAST, at_run_time, edged, schedule
+from jaxinf_kernels.attention.masks import FULL, MIXED, ROW, SCALAR
+from jaxinf_kernels.attention.problem import Problem, precise, score
+from jaxinf_kernels.attention.schedule import FIRST, LAST, Sizes, at_run_time, edged, schedule
+from jaxinf_kernels.attention.tpu_blocks import LANES, Visits, lanes, padded, up
 
-LANES = 128
 LOWEST = -0.7 * float(np.finfo(np.float32).max)
 """Logits of what is not seen. Running maxima start from half of it: so the weight of what is not
 seen is zero, also where nothing has been."""
@@ -45,14 +45,15 @@ def attend(
     q, k, v = given[:3]
     (batch, heads, n, d), (_, groups, m, e) = q.shape, v.shape
     batch = max(a.shape[0] for a in arrays)
-    rows, columns = min(blocks.rows, _up(n, 16)), min(blocks.columns, _up(m, LANES))
+    rows, columns = min(blocks.rows, up(n, 16)), min(blocks.columns, up(m, LANES))
     inner = min(blocks.inner, columns)
-    plan = schedule(spec, n, m, rows, columns, by_rows=True)
-    kinds = at_run_time(spec, given.leaves, plan, (n, m, rows, columns))
-    padded = _pad(spec, given, rows, columns)
+    sizes = Sizes(n, m, rows, columns)
+    plan = schedule(spec, sizes, by_rows=True)
+    kinds = at_run_time(spec, given.leaves, plan, sizes)
+    filled = padded(spec, given, rows, columns)
     visited = Visits(spec, given, rows, columns, heads // groups)
-    in_specs, args = visited.inputs(padded)
-    lse_rows = _up(n, rows)
+    in_specs, args = visited.inputs(filled)
+    lse_rows = up(n, rows)
     out_shape = (
         jax.ShapeDtypeStruct((batch, heads, lse_rows, e), v.dtype),
         jax.ShapeDtypeStruct((batch, heads, 1, lse_rows), jnp.float32),
@@ -88,97 +89,6 @@ def attend(
         name="attention",
     )(jnp.asarray(plan.rows), jnp.asarray(plan.columns), kinds, *args)
     return out[:, :, :n], lse[:, :, 0, :n]
-
-
-class Visits:
-    """Where a visit's blocks lie."""
-
-    def __init__(self, spec: Problem, given: Operands, rows: int, columns: int, shared: int):
-        self.spec, self.given, self.rows, self.columns = spec, given, rows, columns
-        self.shared = shared
-        extras = ("bias", "slopes", "sinks")
-        named = [name for name, there in zip(extras, spec.given, strict=True) if there]
-        self.names = ["q", "k", "v", *named, *[f"mask {i}" for i in range(len(spec.kinds))]]
-
-    def inputs(self, padded: list[Array]) -> tuple[list[Any], list[Array]]:
-        """Return block specifications and arrays in the shapes that they ask for."""
-        made = [self._input(name, a) for name, a in zip(self.names, padded, strict=True)]
-        return [s for s, _ in made], [a for _, a in made]
-
-    def row(self, size: int) -> Any:
-        """A block of rows of an array [B, H, N, size]."""
-        return pl.BlockSpec((1, 1, self.rows, size), lambda b, h, t, i, j, c: (b, h, i[t], 0))
-
-    def row_of_numbers(self) -> Any:
-        """A block of an array [B, H, 1, N]."""
-        return pl.BlockSpec((1, 1, 1, self.rows), lambda b, h, t, i, j, c: (b, h, 0, i[t]))
-
-    def _input(self, name: str, a: Array) -> tuple[Any, Array]:
-        b0 = 1 if a.shape[0] > 1 else 0  # whether it has a batch of its own
-        shared = self.shared
-        if name == "q":
-            shape = (1, 1, self.rows, a.shape[3])
-            return pl.BlockSpec(shape, lambda b, h, t, i, j, c: (b0 * b, h, i[t], 0)), a
-        if name in "kv":
-            shape = (1, 1, self.columns, a.shape[3])
-            return pl.BlockSpec(
-                shape, lambda b, h, t, i, j, c: (b0 * b, _share(h, shared), j[t], 0)
-            ), a
-        if name == "bias":
-            h0 = 1 if a.shape[1] > 1 else 0
-            shape = (1, 1, self.rows, self.columns)
-            return pl.BlockSpec(shape, lambda b, h, t, i, j, c: (b0 * b, h0 * h, i[t], j[t])), a
-        if name in ("slopes", "sinks"):
-            a = jnp.broadcast_to(a.astype(jnp.float32)[:, :, None, None], (*a.shape, 1, LANES))
-            return pl.BlockSpec((1, 1, 1, LANES), lambda b, h, t, i, j, c: (b0 * b, h, 0, 0)), a
-        kind = self.spec.kinds[int(name.split()[1])]
-        a = a.astype(jnp.int32)
-        if kind == ROW:
-            a = jnp.broadcast_to(a[:, :, None], (*a.shape, LANES))
-            shape = (1, self.rows, LANES)
-            return pl.BlockSpec(shape, lambda b, h, t, i, j, c: (b0 * b, i[t], 0)), a
-        if kind == COLUMN:
-            a = a[:, None]
-            return pl.BlockSpec((1, 1, self.columns), lambda b, h, t, i, j, c: (b0 * b, 0, j[t])), a
-        if kind == SCALAR:
-            a = jnp.broadcast_to(a[:, None, None], (a.shape[0], 1, LANES))
-            return pl.BlockSpec((1, 1, LANES), lambda b, h, t, i, j, c: (b0 * b, 0, 0)), a
-        shape = (1, self.rows, self.columns)
-        return pl.BlockSpec(shape, lambda b, h, t, i, j, c: (b0 * b, i[t], j[t])), a
-
-
-def _share(head: Any, shared: int) -> Any:
-    """Return the head of keys that a head of queries reads."""
-    return head if shared == 1 else jax.lax.div(head, jnp.asarray(shared, head.dtype))
-
-
-def _up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
-
-
-def _pad(spec: Problem, given: Operands, rows: int, columns: int) -> list[Array]:
-    """Fill rows and columns up to whole blocks."""
-
-    def fill(a: Array, axes: dict[int, int]) -> Array:
-        pad = [(0, -a.shape[x] % axes[x] if x in axes else 0) for x in range(a.ndim)]
-        return jnp.pad(a, pad) if any(p for _, p in pad) else a
-
-    kinds = {ROW: {1: rows}, COLUMN: {1: columns}, SCALAR: {}}
-    leaves = [
-        fill(a, kinds.get(kind, {1: rows, 2: columns}))
-        for a, kind in zip(given.leaves, spec.kinds, strict=True)
-    ]
-    bias = None if given.bias is None else fill(given.bias, {2: rows, 3: columns})
-    q, k, v = fill(given.q, {2: rows}), fill(given.k, {2: columns}), fill(given.v, {2: columns})
-    return spec.flat(given._replace(q=q, k=k, v=v, bias=bias, leaves=tuple(leaves)))
-
-
-def _lanes(a: Array, width: int) -> Array:
-    """Return numbers that are the same in all lanes, in ``width`` of them."""
-    if width <= LANES:
-        return a[:, :width]
-    wide = jnp.concatenate([a] * (-(-width // LANES)), axis=1)
-    return wide[:, :width]
 
 
 def logits(
@@ -222,13 +132,11 @@ def finished(
     for number, kind in enumerate(spec.kinds):
         ref = refs[f"mask {number}"]
         if kind == ROW:
-            shown.append(_lanes(ref[0], s.shape[1]))
-        elif kind == COLUMN:
-            shown.append(ref[0, :, part])
+            shown.append(lanes(ref[0, 0], s.shape[1]))
         elif kind == SCALAR:
-            shown.append(ref[0, :, :1])
+            shown.append(ref[0, 0, :, :1])
         else:
-            shown.append(ref[0, :, part])
+            shown.append(ref[0, 0, :, part])
     mask = edge(shown)
     return s if mask is None else jnp.where(mask.sees(i, j), s, LOWEST)
 
@@ -266,7 +174,7 @@ def _forward(
             s = logits(spec, edge, inputs, place, part, q, k_ref[0, 0, part, :], masked)
             before = top_ref[...]
             top = jnp.maximum(before, jnp.max(s, axis=1, keepdims=True))
-            p = jnp.exp2(s - _lanes(top, inner))
+            p = jnp.exp2(s - lanes(top, inner))
             v = v_ref[0, 0, part, :]
             p = p.astype(v.dtype)
             fall = jnp.exp2(before - top)
@@ -277,7 +185,7 @@ def _forward(
             mean = jax.lax.dot_general(
                 p, v, contract, precision=precise(v.dtype), preferred_element_type=jnp.float32
             )
-            mean_ref[...] = mean_ref[...] * _lanes(fall, v.shape[1]) + mean
+            mean_ref[...] = mean_ref[...] * lanes(fall, v.shape[1]) + mean
             top_ref[...], sum_ref[...] = top, total
 
     pl.when((kind & 3) == FULL)(partial(visit, False))

@@ -80,7 +80,7 @@ def _rows(spec: Problem, given: Operands, i: Array) -> tuple[Array, Array]:
     s = s.reshape(s.shape[0], heads, *s.shape[3:])
     j = jnp.arange(k.shape[2])[None]
     slope = None if given.slopes is None else given.slopes[:, :, None, None]
-    s = score(spec, s, given.bias, slope, i[:, None], j).astype(exact)
+    s = score(spec, s, given.bias, slope, i[None, None, :, None], j[None, None]).astype(exact)
     if spec.mask is not None:
         seen = jax.vmap(partial(_seen, spec, i, j))(given.leaves) if given.leaves else None
         seen = _seen(spec, i, j, ())[None] if seen is None else seen

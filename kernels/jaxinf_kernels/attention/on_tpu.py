@@ -1,0 +1,113 @@
+"""Attention as programs for TPUs hold it: which blocks, what is left to plain JAX, what divides."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxinf_kernels.attention import tpu, tpu_backward, xla
+from jaxinf_kernels.attention.problem import Problem
+from jaxinf_kernels.divided import Letters, letters_of
+from jaxinf_kernels.operation import Rule
+
+SMALL = 128 * 128
+"""Logits of a head below which a kernel has nothing to win."""
+
+
+def refusal(spec: Problem, shapes: Any) -> str | None:
+    """Return why the kernel does not take a problem; None where it does."""
+    q, k = shapes[:2]
+    if q.dtype not in (jnp.float32, jnp.bfloat16):
+        return f"the kernel takes float32 and bfloat16, not {q.dtype}: cast with astype"
+    if not q.shape[2] or not k.shape[2]:
+        return "there are no queries or no keys"
+    return None
+
+
+def attend(*arrays: Array, spec: Problem) -> tuple[Array, Array]:
+    """See :func:`tpu.attend`; what it does not take, or has nothing to win by, is plain."""
+    if _plainly(spec, arrays):
+        return xla.attend(*arrays, spec=spec)
+    return tpu.attend(*arrays, spec=spec, blocks=_blocks(spec))
+
+
+def pull(*args: Array, spec: Rule) -> tuple[Array, ...]:
+    """Return the cotangents of the active operands, by the kernel unless a slope is among them."""
+    problem: Any = spec.spec
+    arrays, outputs, cotangents = spec.split(args)
+    given = problem.operands(arrays)
+    active = problem.operands(spec.active)
+    if _plainly(problem, arrays) or active.slopes:
+        function, moving = spec.of(xla.attend, arrays)
+        return jax.vjp(function, *moving)[1](tuple(cotangents))
+    d_q, d_k, d_v, d_s = tpu_backward.pull(
+        problem, given, outputs, cotangents, bool(active.bias), _blocks(problem)
+    )
+    found: list[Array] = []
+    for on, like, value in zip(active[:3], given[:3], (d_q, d_k, d_v), strict=True):
+        if on:
+            found.append(summed(value, like))
+    if given.bias is not None and active.bias:
+        found.append(summed(d_s, given.bias))
+    if given.sinks is not None and active.sinks:
+        found.append(summed(_sinks(given, outputs, cotangents), given.sinks))
+    return tuple(found)
+
+
+def _sinks(given: Any, outputs: Any, cotangents: Any) -> Array:
+    """Return the sinks' cotangents: their share of the softmax, which has no value."""
+    (out, lse), (d_out, d_lse) = outputs, cotangents
+    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1) - d_lse
+    return -jnp.sum(jnp.exp(given.sinks[:, :, None] - lse) * delta, axis=2)
+
+
+def summed(value: Any, like: Array) -> Array:
+    """Return a cotangent of an array's shape: what served many is summed over them."""
+    axes = tuple(x for x in range(2) if like.shape[x] == 1 and value.shape[x] > 1)
+    return jnp.sum(value, axis=axes, keepdims=True).astype(like.dtype)
+
+
+def letters(spec: Problem, arrays: Any, results: Any) -> Letters:
+    """Return which axes can be divided: the batch, and heads where each has keys of its own."""
+    return _letters(spec, arrays), [
+        letters_of(a, results[0].shape[0], _own(spec, arrays)) for a in results
+    ]
+
+
+def pull_letters(spec: Rule, args: Any, results: Any) -> Letters:
+    """See :func:`letters`."""
+    problem: Any = spec.spec
+    arrays, outputs, cotangents = spec.split(args)
+    given = _letters(problem, arrays)
+    own, batch = _own(problem, arrays), outputs[0].shape[0]
+    more = [letters_of(a, batch, own) for a in (*outputs, *cotangents)]
+    # the cotangent of what serves the whole batch is a sum over it, which no device has
+    found = [word for word, active in zip(given, spec.active, strict=True) if active]
+    return [*given, *more], found
+
+
+def _own(spec: Problem, arrays: Any) -> bool:
+    given = spec.operands(arrays)
+    return given.q.shape[1] == given.k.shape[1]
+
+
+def _letters(spec: Problem, arrays: Any) -> list[str]:
+    """Return the operands' letters."""
+    given = spec.operands(arrays)
+    batch, heads, own = max(a.shape[0] for a in arrays), given.q.shape[1], _own(spec, arrays)
+    headed = len(arrays) - len(given.leaves)
+    return [
+        letters_of(a, batch, own and x < headed and a.shape[1] == heads)
+        for x, a in enumerate(arrays)
+    ]
+
+
+def _plainly(spec: Problem, arrays: Any) -> bool:
+    q, k = arrays[:2]
+    small = q.shape[2] * k.shape[2] < SMALL and spec.how.implementation is None
+    return small or refusal(spec, arrays) is not None
+
+
+def _blocks(spec: Problem) -> tpu.Blocks:
+    return spec.how.blocks or tpu.Blocks()

@@ -1,0 +1,82 @@
+"""Attention's kernels compiled by libtpu for chips that are not here, alone and for a pod."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxinf_kernels.attention import attention, masks
+
+from jaxinf.core import batch_vmap
+from jaxinf.run import chips
+
+libtpu = pytest.importorskip("libtpu", reason="libtpu compiles for TPUs: pip install 'jaxinf[aot]'")
+
+TOPOLOGIES = {
+    "v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2",
+    "tpu7x": "tpu7x:2x2x1",
+}  # fmt: skip
+
+
+def devices(chip):
+    return np.array(chips.pod(TOPOLOGIES[chip]).devices)
+
+
+def loss(q, k, v, bias, ids):
+    mask = masks.causal() & masks.segments(ids) | masks.prefix(5)
+    out = attention(q, k, v, mask=mask, bias=bias, soft_cap=20.0)
+    return jnp.sum(jnp.square(out.astype(jnp.float32)))
+
+
+def shaped(sharding, *shape, dtype=jnp.bfloat16):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("chip", TOPOLOGIES)
+def test_forward_and_backward(chip, dtype):
+    one = NamedSharding(Mesh(devices(chip)[:1], ("x",)), PartitionSpec())
+    arrays = [shaped(one, 700, heads, 96, dtype=dtype) for heads in (4, 2, 2)]
+    bias, ids = shaped(one, 700, 700, dtype=dtype), shaped(one, 700, dtype=jnp.int32)
+    run = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)), out_shardings=one)
+    text = run.lower(*arrays, bias, ids).compile().as_text()
+    assert len(re.findall(r"custom-call\(.*tpu_custom_call", text)) == 2
+
+
+@pytest.mark.parametrize("groups", [4, 2])
+def test_a_program_for_a_pod_holds_the_kernel(groups):
+    """Each device has its examples, and its heads where these have keys of their own."""
+    axes = ("data", "tensor")
+    mesh = Mesh(devices("v5e").reshape(2, 2), axes, axis_types=(AxisType.Auto,) * 2)
+    examples = NamedSharding(mesh, PartitionSpec("data"))
+    q, kv = (shaped(examples, 4, 512, heads, 128) for heads in (4, groups))
+    bias = shaped(NamedSharding(mesh, PartitionSpec()), 512, 512)
+    ids = shaped(examples, 4, 512, dtype=jnp.int32)
+
+    def total(vmap, *args):
+        q, k, v, bias, ids = args
+        return jnp.sum(vmap(lambda q, k, v, ids: loss(q, k, v, bias, ids))(q, k, v, ids))
+
+    def text(vmap):
+        run = jax.jit(jax.value_and_grad(lambda *args: total(vmap, *args), (0, 1, 2, 3)))
+        return run.lower(q, kv, kv, bias, ids).compile().as_text()
+
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        calls = re.findall(r"= \((\S+), .* custom-call\(.*tpu_custom_call", text(batch_vmap))
+        assert len(calls) == 2
+        heads = 2 if groups == 4 else 4
+        assert all(call.startswith(f"bf16[2,{heads},512,128]") for call in calls)
+        # where no mesh's axis is named, the compiler divides the plain form
+        assert "tpu_custom_call" not in text(jax.vmap)
+
+
+def test_a_chip_is_named():
+    with pytest.raises(ValueError, match="no chip is named 'v9'; there are v4"):
+        attention(*[jnp.ones((4, 1, 2))] * 3, chip="v9")
+
+
+def test_a_tpus_kernel_is_not_for_this_machine():
+    with pytest.raises(NotImplementedError, match="'tpu' was asked for"):
+        attention(*[jnp.ones((4, 1, 2))] * 3, implementation="tpu")
