@@ -1,6 +1,11 @@
 """What differs between the versions of JAX that are supported, and what JAX keeps to itself."""
 
+from contextlib import AbstractContextManager
 from typing import Any
+
+import jax
+from jax._src import config
+from jaxtyping import Array
 
 
 def divided_by_compiler(context: Any) -> bool:
@@ -16,3 +21,27 @@ def divided_by_compiler(context: Any) -> bool:
     if hasattr(axes, "manual_axes"):
         return set(axes.manual_axes) != set(axes.mesh.axis_names)
     return getattr(axes, "num_devices", 1) > 1
+
+
+def unchecked() -> AbstractContextManager[Any]:
+    """Within ``jax.shard_map``, do not check over which axes arrays vary: kernels do not say so."""
+    return config._check_vma(False)
+
+
+def vary_alike(arrays: Any) -> list[Array]:
+    """Within ``jax.shard_map``, have arrays vary over the same axes.
+
+    The transpose sums the cotangent of an array that serves all devices, which a kernel does not.
+    """
+    own = [_varying(a) for a in arrays]
+    every = frozenset().union(*own)
+    return [
+        jax.lax.pcast(a, tuple(sorted(every - has)), to="varying") if every - has else a
+        for a, has in zip(arrays, own, strict=True)
+    ]
+
+
+def _varying(a: Any) -> frozenset[str]:
+    """Return the axes of ``jax.shard_map`` that an array varies over."""
+    kind: Any = jax.typeof(a)
+    return frozenset(getattr(getattr(kind, "mat", kind), "varying", getattr(kind, "vma", ())))

@@ -16,7 +16,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
-from jaxinf_kernels.compat import divided_by_compiler
+from jaxinf_kernels.compat import divided_by_compiler, unchecked, vary_alike
 from jaxinf_kernels.divided import Letters, Over, divided, letters_of
 
 Arrays = tuple[Array, ...]
@@ -124,7 +124,7 @@ def operation(name: str, forward: Kernels, backward: Kernels | None = None) -> P
     batching.fancy_primitive_batchers[value] = partial(_batch, value, False)
     batching.fancy_primitive_batchers[pushed] = partial(_batch, pushed, True)
     batching.fancy_primitive_batchers[pulled] = partial(_batch_pulled, pulled)
-    return lambda *operands, spec: tuple(value.bind(*operands, spec=spec, over=Over()))
+    return lambda *operands, spec: tuple(value.bind(*vary_alike(operands), spec=spec, over=Over()))
 
 
 def _primitive(name: str, kernels: Kernels) -> Primitive:
@@ -146,7 +146,7 @@ def _primitive(name: str, kernels: Kernels) -> Primitive:
             wanted = _wanted(spec, platform)
             chosen = partial(plain, spec=spec)
             if kernel is not None and wanted != "xla":
-                own = partial(kernel, spec=spec)
+                own = partial(_unchecked, kernel, spec)
                 if not divided_by_compiler(context):
                     chosen = own
                 elif over.names:
@@ -161,6 +161,12 @@ def _primitive(name: str, kernels: Kernels) -> Primitive:
         if kernel is not None:
             lower(platform, kernel)
     return primitive
+
+
+def _unchecked(kernel: Plain, spec: Any, *arrays: Array) -> Arrays:
+    """Call a kernel."""
+    with unchecked():
+        return kernel(*arrays, spec=spec)
 
 
 def _wanted(spec: Any, platform: str | None) -> str | None:

@@ -72,6 +72,28 @@ def test_a_program_for_a_pod_holds_the_kernel(groups):
         assert "tpu_custom_call" not in text(jax.vmap)
 
 
+def test_inside_shard_map():
+    """Each device has its examples; the cotangents of keys that all share are summed."""
+    mesh = Mesh(devices("v5e").reshape(4), ("data",), axis_types=(AxisType.Auto,))
+    spread, whole = PartitionSpec("data"), PartitionSpec()
+
+    def body(q, k, v):
+        def total(q, k, v):
+            out = jax.vmap(lambda q: attention(q, k, v, mask=masks.causal()))(q)
+            return jnp.sum(out.astype(jnp.float32))
+
+        return jax.grad(total, (0, 1, 2))(q, k, v)
+
+    run = jax.shard_map(
+        body, mesh=mesh, in_specs=(spread, whole, whole), out_specs=(spread, whole, whole)
+    )
+    q = shaped(NamedSharding(mesh, spread), 4, 512, 2, 128)
+    k = shaped(NamedSharding(mesh, whole), 512, 2, 128)
+    text = jax.jit(run).lower(q, k, k).compile().as_text()
+    assert len(re.findall(r"custom-call\(.*tpu_custom_call", text)) == 2
+    assert "all-reduce" in text
+
+
 def test_a_chip_is_named():
     with pytest.raises(ValueError, match="no chip is named 'v9'; there are v4"):
         attention(*[jnp.ones((4, 1, 2))] * 3, chip="v9")
