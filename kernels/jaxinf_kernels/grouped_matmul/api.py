@@ -21,8 +21,8 @@ MOST = (2**31 - 1) // 127**2
 
 def grouped_matmul(
     x: Float[Array, "n k"],
-    w: Float[Array, "groups k m"] | Quantised,
-    sizes: Int[Array, " groups"],
+    w: Float[Array, "groups _ m"] | Quantised,
+    sizes: Int[Array, " _"],
     *,
     form: Format | None = None,
     implementation: str | None = None,
@@ -107,7 +107,8 @@ def _check(x: Array, w: Any, sizes: Array, form: Format | None) -> None:
     groups, depth, columns = w.shape
     if x.shape[1] != depth or sizes.shape[0] != groups:
         raise ValueError(
-            f"x [n, k] and w [groups, k, m] must share k, and w and sizes [groups] groups, {shapes}."
+            f"x [n, k] and w [groups, k, m] must share k, w and sizes [groups] "
+            f"groups, {shapes}: transpose w, or name sizes for all of its groups."
         )
     if not groups:
         raise ValueError(f"there must be one group at least, {shapes}.")
@@ -116,6 +117,8 @@ def _check(x: Array, w: Any, sizes: Array, form: Format | None) -> None:
             f"w must have one scale for each group and column, [{groups}, 1, {columns}], got "
             f"{w.scales.shape}: quantise(w, INT8, axis=-2)."
         )
+    if form is not None and not depth:
+        raise ValueError(f"INT8 needs a summand at least, {shapes}: leave the format out.")
     if form is not None and depth > MOST:
         raise ValueError(
             f"sums of more than {MOST} products of INT8 may not fit int32, got {depth}: split k."

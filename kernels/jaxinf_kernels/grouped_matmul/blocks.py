@@ -2,32 +2,34 @@
 
 from typing import NamedTuple
 
-from jaxinf_kernels.chips import MiB, Chip
+from jaxinf_kernels.chips import Chip, MiB
 
 LANES = 128
 
 
 class Blocks(NamedTuple):
-    """How a kernel goes about; depth and columns are those of two-byte numbers."""
+    """How a kernel goes about; but rows they are those of two-byte numbers."""
 
     rows: int = 512
     """Rows of x in a visit."""
-    depth: int = 1024
+    depth: int = 2048
     """Summands in a block of memory."""
-    columns: int = 1024
-    """Columns of the result in a block."""
+    columns: int = 512
+    """Columns of the result in a block of memory."""
     inner: int = 512
-    """Summands in a product."""
+    """Columns of the result in a product."""
+    side: int = 512
+    """Rows and columns in a block of the weights' cotangents."""
     memory: int = 14 * MiB
     """Bytes of the core's memory that the kernel may have."""
 
 
 TABLE = {
     "v4": Blocks(),
-    "v5e": Blocks(depth=4096, memory=96 * MiB),
-    "v5p": Blocks(depth=4096, memory=56 * MiB),
-    "v6e": Blocks(depth=4096, memory=96 * MiB),
-    "tpu7x": Blocks(depth=4096, memory=56 * MiB),
+    "v5e": Blocks(depth=4096, side=1024, memory=96 * MiB),
+    "v5p": Blocks(depth=4096, side=1024, memory=56 * MiB),
+    "v6e": Blocks(depth=4096, columns=1024, side=1024, memory=96 * MiB),
+    "tpu7x": Blocks(depth=4096, columns=1024, side=1024, memory=56 * MiB),
 }
 """By the chip's name; what fits the smallest memory where no chip is named."""
 

@@ -19,7 +19,7 @@ def reference(
     Returns:
       One row for each; 0 for rows that no group has.
     """
-    ends = jnp.cumsum(sizes)
+    ends = jnp.cumsum(sizes)[None]
     rows = jnp.arange(x.shape[0])[:, None]
-    members = (rows >= ends - sizes) & (rows < ends)
+    members = (rows >= ends - sizes[None]) & (rows < ends)
     return jnp.einsum("ng,nk,gkm->nm", members.astype(x.dtype), x, w)

@@ -79,19 +79,20 @@ def product(
     groups, m = w.shape[1], w.shape[2 if transposed else 3]
     batch = max(a.shape[0] for a in (x, w, sizes))
     rows = rows_for(blocks, n, groups)
-    size = x.dtype.itemsize
-    depth, columns = cut(k, blocks.depth * 2 // size), cut(m, blocks.columns * 2 // max(size, 2))
+    widen = scales is not None and chip is not None and not chip.pays("int8")
+    size = 2 if widen else x.dtype.itemsize
+    depth, columns = cut(k, blocks.depth * 2 // size), cut(m, blocks.columns * 2 // size)
     x, w = _deepen(x, 2, depth), _deepen(w, 3 if transposed else 2, depth)
     table = _table(sizes, n, rows, by_group=False)
     steps = pl.cdiv(k, depth)
     at = partial(_at, steps=steps, own=[a.shape[0] > 1 for a in (x, w, sizes)])
 
     def row(b: Any, j: Any, t: Any, k: Any, *table: Any) -> Any:
-        b, _, s, _, block, k = at(b, t, k, table)
+        b, _, _, _, block, k = at(b, t, k, table)
         return b, block, k
 
     def matrix(b: Any, j: Any, t: Any, k: Any, *table: Any) -> Any:
-        _, b, s, group, _, k = at(b, t, k, table)
+        _, b, _, group, _, k = at(b, t, k, table)
         return (b, group, j, k) if transposed else (b, group, k, j)
 
     def result(b: Any, j: Any, t: Any, k: Any, *table: Any) -> Any:
@@ -111,10 +112,11 @@ def product(
             pl.BlockSpec((1, 1, 1, rows), lambda *g: (*row(*g)[:2], 0, 0)),
             pl.BlockSpec((1, 1, 1, columns), lambda *g: (*matrix(*g)[:2], 0, g[1])),
         ]
-    kernel = partial(
-        _product, transposed, min(blocks.inner, depth), rows,
-        scales is not None and chip is not None and not chip.pays("int8"),
-    )  # fmt: skip
+    inner = min(blocks.inner * 2 // max(size, 2), columns)
+    scratch = (
+        [] if steps == 1 else [pltpu.VMEM((rows, columns), jnp.int32 if scales else jnp.float32)]
+    )
+    kernel = partial(_product, transposed, inner, widen)
     return pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -122,7 +124,7 @@ def product(
             grid=(batch, pl.cdiv(m, columns), table[0].shape[1], steps),
             in_specs=in_specs,
             out_specs=pl.BlockSpec((1, rows, columns), result),
-            scratch_shapes=[pltpu.VMEM((rows, columns), jnp.int32 if scales else jnp.float32)],
+            scratch_shapes=scratch,
         ),
         out_shape=jax.ShapeDtypeStruct((batch, n, m), dtype),
         compiler_params=pltpu.CompilerParams(
@@ -162,28 +164,27 @@ def _cost(batch: int, n: int, k: int, m: int, args: list[Array], dtype: Any) -> 
     )
 
 
-def _loop(size: int, inner: int, body: Any) -> None:
-    """Go over parts of an axis: in a loop where they are equal, else written out."""
-    if size % inner == 0 and size > inner:
-        jax.lax.fori_loop(
-            0, size // inner, lambda i, _: body(pl.ds(pl.multiple_of(i * inner, inner), inner)), None
-        )
-        return
-    for start in range(0, size, inner):
-        body(pl.ds(start, min(inner, size - start)))
-
-
-def _dot(a: Array, b: Array, contract: tuple[int, int], widen: bool) -> Array:
-    """Multiply two blocks; whole numbers widened give an exact sum where there are few enough."""
+def _dot(a: Array, b: Array, contract: tuple[int, int], widen: bool = False) -> Array:
+    """Multiply two blocks; the sum of whole numbers is exact, also where they are widened."""
     whole = a.dtype == jnp.int8
-    if widen:
-        a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
-    part = jax.lax.dot_general(
-        a, b, (((contract[0],), (contract[1],)), ((), ())),
+    size = a.shape[contract[0]]
+    part = partial(
+        jax.lax.dot_general,
+        dimension_numbers=(((contract[0],), (contract[1],)), ((), ())),
         precision=precise(a.dtype),
         preferred_element_type=jnp.int32 if whole and not widen else jnp.float32,
-    )  # fmt: skip
-    return part.astype(jnp.int32) if whole else part
+    )
+    if not widen:
+        return part(a, b)
+    total = jnp.int32(0)
+    for start in range(0, size, xla.EXACT):
+        both = ((a, contract[0]), (b, contract[1]))
+        end = min(start + xla.EXACT, size)
+        parts = [
+            jax.lax.slice_in_dim(v, start, end, axis=axis).astype(jnp.bfloat16) for v, axis in both
+        ]
+        total += part(*parts).astype(jnp.int32)
+    return total
 
 
 def _members(shape: tuple[int, int], low: Any, high: Any) -> Array:
@@ -193,50 +194,48 @@ def _members(shape: tuple[int, int], low: Any, high: Any) -> Array:
 
 
 def _product(
-    transposed: bool, inner: int, rows: int, widen: bool, groups: Any, blocks: Any, flags: Any,
-    low: Any, high: Any, x_ref: Any, w_ref: Any, *refs: Any
+    transposed: bool, inner: int, widen: bool, groups: Any, blocks: Any, flags: Any, low: Any,
+    high: Any, x_ref: Any, w_ref: Any, *refs: Any
 ) -> None:  # fmt: skip
-    """Visit a block of rows with a group's matrix."""
-    *scale_refs, out_ref, sum_ref = refs
+    """Visit a block of rows with a group's matrix, ``inner`` columns at a time."""
+    count = 2 if w_ref.dtype == jnp.int8 else 0
+    scale_refs, out_ref, sum_refs = refs[:count], refs[count], refs[count + 1 :]
     t, k = pl.program_id(2), pl.program_id(3)
     own = pl.program_id(0) if flags.shape[0] > 1 else 0
     flag = flags[own, t]
-    there = (flag & THERE) != 0
+    there, first = (flag & THERE) != 0, (flag & FIRST) != 0
+    rows, columns = out_ref.shape[1:]
 
-    @pl.when(there & (k == 0))
-    def start() -> None:
-        sum_ref[...] = jnp.zeros(sum_ref.shape, sum_ref.dtype)
-
-    @pl.when(there)
-    def add() -> None:
-        def part(at: Any) -> None:
-            w = w_ref[0, 0, :, at] if transposed else w_ref[0, 0, at, :]
-            sum_ref[...] += _dot(x_ref[0, :, at], w, (1, 1 if transposed else 0), widen)
-
-        _loop(x_ref.shape[2], inner, part)
-
-    def value() -> Array:
-        total = sum_ref[...]
+    def put(at: Any, total: Array) -> None:
         if scale_refs:
             by_row, by_column = scale_refs
             column = jnp.transpose(jnp.broadcast_to(by_row[0, 0], (8, rows)))[:, :1]
-            total = total.astype(jnp.float32) * column * by_column[0, 0]
-        return total
+            total = total.astype(jnp.float32) * column * by_column[0, 0, :, at]
+        mine = _members(total.shape, low[own, t], high[own, t])
+        seen = jnp.where(first, 0.0, out_ref[0, :, at].astype(jnp.float32))
+        out_ref[0, :, at] = jnp.where(mine, total, seen).astype(out_ref.dtype)
 
-    end = k == pl.num_programs(3) - 1
-    full = (flag & FULL) != 0
+    def part(at: Any) -> None:
+        w = w_ref[0, 0, at, :] if transposed else w_ref[0, 0, :, at]
+        total = _dot(x_ref[0], w, (1, 1 if transposed else 0), widen)
+        if not sum_refs:
+            put(at, total)
+            return
+        (sum_ref,) = sum_refs
+        total += jnp.where(k == 0, jnp.zeros_like(total), sum_ref[:, at])
+        sum_ref[:, at] = total
+        pl.when(k == pl.num_programs(3) - 1)(lambda: put(at, total))
 
-    @pl.when(end & full)
-    def store() -> None:
-        out_ref[0] = value().astype(out_ref.dtype)
+    @pl.when(there)
+    def add() -> None:
+        if columns % inner or columns == inner:
+            for start in range(0, columns, inner):
+                part(pl.ds(start, min(inner, columns - start)))
+        else:
+            equal = lambda i: pl.ds(pl.multiple_of(i * inner, inner), inner)  # noqa: E731
+            jax.lax.fori_loop(0, columns // inner, lambda i, _: part(equal(i)), None)
 
-    @pl.when(end & there & ~full)
-    def merge() -> None:
-        mine = _members(sum_ref.shape, low[own, t], high[own, t])
-        seen = jnp.where((flag & FIRST) != 0, 0.0, out_ref[0].astype(jnp.float32))
-        out_ref[0] = jnp.where(mine, value(), seen).astype(out_ref.dtype)
-
-    @pl.when(end & ~there & ((flag & FIRST) != 0))
+    @pl.when(first & ~there)
     def clear() -> None:
         out_ref[0] = jnp.zeros(out_ref.shape[1:], out_ref.dtype)
 
@@ -250,7 +249,7 @@ def outer(
     batch = max(a.shape[0] for a in (x, dy, sizes))
     rows = rows_for(blocks, n, groups)
     size = x.dtype.itemsize
-    deep, columns = (cut(a, blocks.columns * 2 // size) for a in (k, m))
+    deep, columns = (cut(a, blocks.side * 2 // size) for a in (k, m))
     table = _table(sizes, n, rows, by_group=True)
     own = [a.shape[0] > 1 for a in (x, dy, sizes)]
 
@@ -265,7 +264,7 @@ def outer(
         return b, table[0][b if own[2] else 0, t], i, j
 
     return pl.pallas_call(
-        partial(_outer, min(blocks.inner, deep)),
+        _outer,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=5,
             grid=(batch, pl.cdiv(k, deep), pl.cdiv(m, columns), table[0].shape[1]),
@@ -288,7 +287,7 @@ def outer(
 
 
 def _outer(
-    inner: int, groups: Any, blocks: Any, flags: Any, low: Any, high: Any, x_ref: Any, dy_ref: Any,
+    groups: Any, blocks: Any, flags: Any, low: Any, high: Any, x_ref: Any, dy_ref: Any,
     out_ref: Any, sum_ref: Any
 ) -> None:  # fmt: skip
     """Add a block of rows to its group's sum."""
@@ -307,10 +306,7 @@ def _outer(
             wide = jnp.where(_members(a.shape, low[own, t], high[own, t]), a.astype(jnp.float32), 0)
             return wide.astype(a.dtype)
 
-        def part(at: Any) -> None:
-            sum_ref[at, :] += _dot(mine(x_ref[0, :, at]), mine(dy_ref[0]), (0, 0), False)
-
-        _loop(x_ref.shape[2], inner, part)
+        sum_ref[...] += _dot(mine(x_ref[0]), mine(dy_ref[0]), (0, 0))
 
     pl.when((flag & FULL) != 0)(partial(add, False))
     pl.when((flag & (FULL | THERE)) == THERE)(partial(add, True))

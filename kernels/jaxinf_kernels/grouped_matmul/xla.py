@@ -136,11 +136,8 @@ def _whole(x: Array, w: Quantised, sizes: Array) -> Array:
     return out.astype(x.dtype)
 
 
-def product(
-    x: Array, w: Array, sizes: Array, *, dtype: Any, transposed: bool = False
-) -> Array:
-    """Return each row [B, N, K] times its group's matrix [B, G, K, M], or [B, G, M, K] transposed.
-    """
+def product(x: Array, w: Array, sizes: Array, *, dtype: Any, transposed: bool = False) -> Array:
+    """Return rows [B, N, K] times their groups' [B, G, K, M], or [B, G, M, K] transposed."""
     contract = (((1,), (1 if transposed else 0,)), ((), ()))
     dot = partial(
         jax.lax.dot_general,
@@ -219,8 +216,8 @@ def _each(one: Any, *arrays: Array) -> Array:
 
 
 def _fill(a: Array, block: int) -> Array:
-    """Fill rows up to whole blocks."""
-    short = -a.shape[0] % block
+    """Fill rows up to whole blocks, of which there is one at least."""
+    short = max(block - a.shape[0], -a.shape[0] % block)
     return jnp.pad(a, ((0, short), (0, 0))) if short else a
 
 
