@@ -19,7 +19,7 @@ class Blocks(NamedTuple):
     inner: int = 512
     """Columns of the result in a product."""
     side: int = 512
-    """Rows and columns in a block of the weights' cotangents."""
+    """Rows and columns in a block of the weights' cotangents, and columns of that of x's."""
     memory: int = 14 * MiB
     """Bytes of the core's memory that the kernel may have."""
 

@@ -29,10 +29,11 @@ def multiply(*arrays: Array, spec: Problem, interpret: Any = False) -> tuple[Arr
     if x.dtype == jnp.float64 or 0 in x.shape or 0 in w.shape:
         return xla.multiply(*arrays, spec=spec)
     call = partial(product, sizes=sizes, spec=spec, dtype=x.dtype, interpret=interpret)
-    if spec.form is None:
-        return (call(x, w),)
-    q = quantise(x, spec.form)
-    w = w if isinstance(w, Quantised) else quantise(w, spec.form, axis=-2)
+    if not isinstance(w, Quantised):
+        if spec.form is None:
+            return (call(x, w),)
+        w = quantise(w, spec.form, axis=-2)
+    q = quantise(x, w.form)
     return (call(q.elements, w.elements, scales=(q.scales, w.scales)),)
 
 
@@ -81,7 +82,8 @@ def product(
     rows = rows_for(blocks, n, groups)
     widen = scales is not None and chip is not None and not chip.pays("int8")
     size = 2 if widen else x.dtype.itemsize
-    depth, columns = cut(k, blocks.depth * 2 // size), cut(m, blocks.columns * 2 // size)
+    wide = blocks.side if transposed else blocks.columns
+    depth, columns = cut(k, blocks.depth * 2 // size), cut(m, wide * 2 // size)
     x, w = _deepen(x, 2, depth), _deepen(w, 3 if transposed else 2, depth)
     table = _table(sizes, n, rows, by_group=False)
     steps = pl.cdiv(k, depth)
@@ -187,7 +189,7 @@ def _dot(a: Array, b: Array, contract: tuple[int, int], widen: bool = False) -> 
     return total
 
 
-def _members(shape: tuple[int, int], low: Any, high: Any) -> Array:
+def _members(shape: tuple[int, ...], low: Any, high: Any) -> Array:
     """Whether a block's rows are the group's."""
     rows = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
     return (rows >= low) & (rows < high)

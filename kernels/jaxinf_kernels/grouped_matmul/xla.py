@@ -25,10 +25,10 @@ EXACT = 1024
 def multiply(*arrays: Array, spec: Problem) -> tuple[Array]:
     """Return products [B, N, M]."""
     x, w, sizes = spec.operands(arrays)
-    if spec.form is None:
-        return (product(x, w, sizes, dtype=x.dtype),)
     if isinstance(w, Quantised):
         return (_held(spec, x, w.elements, w.scales, sizes),)
+    if spec.form is None:
+        return (product(x, w, sizes, dtype=x.dtype),)
     return (_rounded(spec, x, w, sizes),)
 
 
@@ -123,11 +123,11 @@ def _whole(x: Array, w: Quantised, sizes: Array) -> Array:
     q = quantise(x, w.form)
 
     def dot(a: Array, b: Array) -> Array:
-        parts = [
-            jnp.dot(*(v.astype(jnp.float32) for v in (a[:, i : i + EXACT], b[i : i + EXACT])))
-            for i in range(0, a.shape[1], EXACT)
-        ]
-        return sum(part.astype(jnp.int32) for part in parts)  # ty: ignore
+        total = jnp.zeros((a.shape[0], b.shape[1]), jnp.int32)
+        for i in range(0, a.shape[1], EXACT):
+            parts = (v.astype(jnp.float32) for v in (a[:, i : i + EXACT], b[i : i + EXACT]))
+            total += jnp.dot(*parts, precision=jax.lax.Precision.DEFAULT).astype(jnp.int32)
+        return total
 
     def scaled(a: Array, s: Array, b: Array, t: Array) -> Array:
         return dot(a, b).astype(jnp.float32) * s * t
