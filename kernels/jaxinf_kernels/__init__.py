@@ -4,6 +4,6 @@ Each holds a readable reference, the fast default for any platform and, where th
 for particular chips behind one function. Nothing here knows of the rest of the library.
 """
 
-from jaxinf_kernels import attention, formats
+from jaxinf_kernels import attention, formats, grouped_matmul
 
-__all__ = ["attention", "formats"]
+__all__ = ["attention", "formats", "grouped_matmul"]

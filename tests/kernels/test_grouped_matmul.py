@@ -270,7 +270,6 @@ def test_a_mesh_shards_groups_or_columns():
         mesh=mesh,
         in_specs=(PartitionSpec(), PartitionSpec(None, None, "d"), PartitionSpec()),
         out_specs=PartitionSpec(None, "d"),
-        check_vma=False,
     )
     expected = grouped_matmul(x, w, sizes)
     np.testing.assert_allclose(jax.jit(by_columns)(x, w, sizes), expected, rtol=1e-5, atol=1e-5)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxinf_kernels.compat import vary_alike
 from jaxinf_kernels.formats import Quantised, quantise
 from jaxinf_kernels.grouped_matmul.problem import Operands, Problem, precise
 from jaxinf_kernels.grouped_matmul.schedule import THERE, Visits, visits
@@ -169,6 +170,7 @@ def outer(x: Array, dy: Array, sizes: Array, *, dtype: Any) -> Array:
             return jax.lax.cond((at.flags & THERE) != 0, add, lambda out: out, out), None
 
         start = jnp.zeros((sizes.shape[0], x.shape[1], dy.shape[1]), exact)
+        start = vary_alike([start, x, dy, sizes])[0]
         return jax.lax.scan(visit, start, visits(sizes, n, block, by_group=True))[0]
 
     return _each(one, x, dy, sizes).astype(dtype)
@@ -196,6 +198,7 @@ def _visit_blocks(rows: Any, matrices: Any, sizes: Array, dot: Any) -> Array:
             return jax.lax.cond((at.flags & THERE) != 0, store, lambda out: out, out), None
 
         start = jnp.zeros((filled[0].shape[0], shape.shape[1]), shape.dtype)
+        start = vary_alike([start, *arrays])[0]
         return jax.lax.scan(visit, start, visits(sizes, n, block, by_group=False))[0][:n]
 
     return _each(one, *rows, *matrices, sizes)
