@@ -1,0 +1,39 @@
+"""Sizes of the kernel's blocks."""
+
+from dataclasses import dataclass
+
+from jaxinf_kernels.chips import CHIPS, Chip
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How the kernel goes about."""
+
+    tokens: int = 512
+    """Of the cache that are fetched at a time: a number of whole pages, at least one."""
+    rows: int = 128
+    """Of one group's queries and heads that attend together, where sequences have many queries."""
+    cores: int = 1
+    """Of the chip that share the sequences."""
+    memory: int = 32 * 2**20
+    """Bytes of a core's own memory that the kernel may have."""
+
+
+_MiB = 2**20
+_TABLE = {
+    "v4": Blocks(tokens=256, cores=2, memory=12 * _MiB),
+    "v5e": Blocks(memory=64 * _MiB),
+    "v5p": Blocks(cores=2),
+    "v6e": Blocks(memory=64 * _MiB),
+    "tpu7x": Blocks(),
+}
+
+
+def blocks_for(chip: Chip | None) -> Blocks:
+    """Return the table's sizes for a chip; where none is named, sizes that fit each of them."""
+    if chip is None:
+        return Blocks(tokens=256, memory=12 * _MiB)
+    return _TABLE.get(chip.name, Blocks())
+
+
+assert set(_TABLE) == {c.name for c in CHIPS.values() if c.platform == "tpu"}
