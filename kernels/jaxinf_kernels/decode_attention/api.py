@@ -56,10 +56,12 @@ def decode_attention(
         [tokens, heads, d]. A batch of all of this goes through ``jax.vmap``.
       cache: its groups divide ``heads``, and head h reads group ``h // (heads // groups)``; in full
         precision it has the queries' dtype.
-      page_table: [sequences, max_pages], numbers of each sequence's pages, in order; behind its length anything.
-      lengths: [sequences], how many tokens each sequence has with its queries; of length 0 outputs are 0.
-      query_lengths: [sequences], how many of each sequence's queries count, from the first; outputs of the
-        others are 0.
+      page_table: [sequences, max_pages], numbers of each sequence's pages, in order; behind its
+        length anything.
+      lengths: [sequences], how many tokens each sequence has with its queries; of length 0 outputs
+        are 0.
+      query_lengths: [sequences], how many of each sequence's queries count, from the first; outputs
+        of the others are 0.
       offsets: [sequences + 1], where in ``q`` each sequence's queries begin, and the last ones end.
       scale: of the products; :math:`1 / \sqrt d` by default.
       soft_cap: bound of the logits before slopes.
@@ -92,7 +94,6 @@ def decode_attention(
     heads, groups, d = q.shape[-2], cache.groups, q.shape[-1]
     way, size = _plan(q, lengths, query_lengths, offsets, heads // groups, blocks or
                       blocks_for(known))  # fmt: skip
-    extras = [None if a is None else a.reshape(1, groups, -1) for a in (alibi, sinks)]
     problem = Problem(
         jax.tree.structure(cache),
         size,
@@ -103,8 +104,12 @@ def decode_attention(
         How(implementation, chip, blocks),
     )
     found = ragged.gathered(q.reshape(-1, heads, d), way, groups)
-    own = (a[None] for a in (found, way.sequence, way.first, way.end, page_table))
-    operands = Operands(*own, *extras, jax.tree.map(lambda a: a[None], cache))
+    operands = Operands(
+        found[None], way.sequence[None], way.first[None], way.end[None], page_table[None],
+        None if alibi is None else alibi.reshape(1, groups, -1),
+        None if sinks is None else sinks.reshape(1, groups, -1),
+        jax.tree.map(lambda a: a[None], cache),
+    )  # fmt: skip
     out, lse = _decode_attention(*problem.flat(operands), spec=problem)
     out = ragged.scattered(out[0], way, size, 0).reshape(*q.shape[:-1], -1)
     if not return_lse:

@@ -5,7 +5,7 @@ be filled up to a whole tile. What tokens share a scale for lies with the tokens
 scale multiplies a column of logits, or of weights, and no key or value.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -43,7 +43,7 @@ class Pages:
     @property
     def bits(self) -> float:
         """Bits that a token takes, with its share of the scales."""
-        bits = {None: 8 * self.elements.dtype.itemsize}.get(self.form, self.form and self.form.bits)
+        bits = 8 * self.elements.dtype.itemsize if self.form is None else self.form.bits
         total = bits * self.elements.shape[-1]
         for shared in (self.scales, self.blocks):
             total += 0 if shared is None else 8 * shared.dtype.itemsize * shared.shape[-2]
@@ -234,15 +234,13 @@ def read(
 
     def tokens(half: Pages) -> Array:
         """Pages of one token each."""
-        cut = {
-            "elements": lambda a: a[page, offset][:, None],
-            "scales": lambda a: a[page, :, offset][..., None],
-            "blocks": lambda a: a[page, :, offset][..., None],
-            "channels": lambda a: a[page],
-        }
-        arrays = {name: getattr(half, name) for name in cut}
-        arrays = {name: a if a is None else cut[name](a) for name, a in arrays.items()}
-        return replace(half, **arrays).dequantise(dtype)[:, 0]
+        scales, blocks = (
+            None if a is None else a[page, :, offset][..., None] for a in (half.scales, half.blocks)
+        )
+        channels = None if half.channels is None else half.channels[page]
+        elements = half.elements[page, offset][:, None]
+        one = Pages(elements, scales, blocks, channels, half.form, half.width)
+        return one.dequantise(dtype)[:, 0]
 
     return tokens(cache.keys), tokens(cache.values)
 
@@ -256,10 +254,11 @@ def _by_token(pages: Pages, x: Array, place: Any, most: int) -> Pages:
         elements = held.elements
         new = held.scales[..., 0] if held.outer is None else held.outer
         scales = scales.at[page, :, offset].set(new, mode="drop")
-    if pages.form == NVFP4:
-        bits = jax.lax.bitcast_convert_type(elements, jnp.int4).astype(jnp.int32)
-        elements = jnp.where(bits < 0, -8 - bits, bits)
-        blocks = blocks.at[page, :, offset].set(held.scales.reshape(len(x), -1), mode="drop")
+        if blocks is not None:
+            bits = jax.lax.bitcast_convert_type(elements, jnp.int4).astype(jnp.int32)
+            elements = jnp.where(bits < 0, -8 - bits, bits)
+            fine = held.scales.reshape(len(x), -1)
+            blocks = blocks.at[page, :, offset].set(fine, mode="drop")
     whole = pages.elements
     rows = elements.reshape(len(x), whole.shape[-1]).astype(whole.dtype)
     flat = whole.reshape(-1, whole.shape[-1]).at[slots].set(rows, mode="drop")
@@ -280,7 +279,7 @@ def _by_channel(pages: Pages, x: Array, place: Any, most: int) -> Pages:
     """Write tokens that share scales with others of their page, channel by channel."""
     _, page, offset = place
     count, size, wide = pages.elements.shape
-    form = pages.form
+    form = INT4
     x = x.astype(jnp.float32).reshape(len(x), wide)
     touched = jnp.unique(page, size=most, fill_value=count)
     mine = jnp.searchsorted(touched, page)

@@ -52,9 +52,11 @@ class Problem:
 
     def operands(self, arrays: Any) -> Operands:
         """Name the arrays of a flat list."""
+        q, sequence, first, end, table = arrays[:5]
         rest = iter(arrays[5:])
         slopes, sinks = (next(rest) if there else None for there in self.given)
-        return Operands(*arrays[:5], slopes, sinks, self.cache.unflatten(list(rest)))
+        cache = self.cache.unflatten(list(rest))
+        return Operands(q, sequence, first, end, table, slopes, sinks, cache)
 
     def flat(self, operands: Operands) -> list[Array]:
         """Return the arrays as a flat list."""
