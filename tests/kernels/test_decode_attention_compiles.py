@@ -24,7 +24,7 @@ def compiled(chip, form, queries=None, size=128, groups=2, d=128, **options):
     dtype = options.pop("dtype", jnp.bfloat16)
 
     def arrays():
-        cache = room.empty(64, size, groups, d, form=form, dtype=dtype)
+        cache = room.empty(1024, size, groups, d, form=form, dtype=dtype)
         return (
             jnp.zeros(heads, dtype),
             cache,
@@ -43,8 +43,8 @@ def compiled(chip, form, queries=None, size=128, groups=2, d=128, **options):
 def test_the_kernel_compiles(chip, form):
     found = compiled(chip, form)
     assert "tpu_custom_call" in found.as_text()
-    # no copy of the cache is made, of which two megabytes are the least in any format
-    assert found.memory_analysis().temp_size_in_bytes < 2**20
+    memory = found.memory_analysis()  # no copy of the cache is made
+    assert memory.temp_size_in_bytes < memory.argument_size_in_bytes / 4
 
 
 @pytest.mark.parametrize("chip", PODS)

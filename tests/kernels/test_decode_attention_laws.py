@@ -7,9 +7,9 @@ import paged
 import pytest
 from jaxinf_kernels import decode_attention as room
 from jaxinf_kernels.attention import attention
-from jaxinf_kernels.decode_attention import api, decode_attention, tpu
+from jaxinf_kernels.decode_attention import Blocks, api, decode_attention, tpu
 from jaxinf_kernels.formats import E4M3, INT4, INT8, NVFP4
-from paged import BLOCKS, EXTRAS, FORMS, Case, attend
+from paged import BLOCKS, EXTRAS, FORMS, Case, attend, relative
 
 kernel, either = paged.kernel, paged.either
 
@@ -46,9 +46,11 @@ def test_no_sequence_gives_zero(either, form):
 
 
 @pytest.mark.parametrize("form", [None, INT4], ids=str)
-def test_ragged_queries_are_those_of_a_filled_array(either, form):
+def test_ragged_queries_are_those_of_a_filled_array(x64, either, form):
     case, counts = Case(form, 8, queries=5, lengths=(61, 0, 17, 33)), [5, 0, 3, 1]
     out, lse = case(query_lengths=jnp.asarray(counts), window=24)
+    expected = case.reference(query_lengths=jnp.asarray(counts), window=24)[0]
+    assert relative(out, expected) < 3e-3
     flat = jnp.concatenate([q[:n] for q, n in zip(case.q, counts, strict=True)])
     flat = jnp.concatenate([flat, flat[:2]])  # two that are nobody's
     offsets = jnp.asarray(np.concatenate([[0], np.cumsum(counts)]))
@@ -97,7 +99,7 @@ def test_equal_values_are_returned(either, form):
 
 
 @pytest.mark.parametrize("form", [None, NVFP4], ids=str)
-def test_vmap_is_a_loop(either, form):
+def test_vmap_is_a_loop(form):
     cases = [Case(form, seed) for seed in (11, 12)]
     both = jax.tree.map(lambda *a: jnp.stack(a), *(case.arrays for case in cases))
     out, lse = jax.vmap(attend())(*both)
@@ -108,6 +110,27 @@ def test_vmap_is_a_loop(either, form):
     q = jnp.stack([case.q for case in cases])
     shared = jax.vmap(attend(), in_axes=(0, None, None, None))(q, *cases[0].arrays[1:])
     np.testing.assert_array_equal(shared[0][0], out[0])
+
+
+@pytest.mark.parametrize("form", [None, NVFP4], ids=str)
+def test_a_batch_in_the_kernel_is_a_loop(monkeypatch, form):
+    given = []
+
+    def noted(*arrays, spec):
+        given.append((arrays, spec))
+        return paged.interpreted(*arrays, spec=spec)
+
+    monkeypatch.setattr(api, "_decode_attention", noted)
+    for seed in (11, 12):
+        decode_attention(*Case(form, seed).arrays, blocks=Blocks(tokens=32, rows=4, cores=2))
+    (first, spec), (second, _) = given
+    both = [jnp.concatenate(pair) for pair in zip(first, second, strict=True)]
+    out = paged.interpreted(*both, spec=spec)
+    for number, own in enumerate((first, second)):
+        for a, b in zip(out, paged.interpreted(*own, spec=spec), strict=True):
+            np.testing.assert_array_equal(a[number], b[0])
+    shared = [b if i == 0 else a for i, (a, b) in enumerate(zip(first, both, strict=True))]
+    np.testing.assert_array_equal(paged.interpreted(*shared, spec=spec)[0][0], out[0][0])
 
 
 def test_gradients_to_a_cache_in_full_precision_are_those_of_attention(x64):
