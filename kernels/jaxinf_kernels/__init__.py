@@ -4,6 +4,12 @@ Each holds a readable reference, the fast default for any platform and, where th
 for particular chips behind one function. Nothing here knows of the rest of the library.
 """
 
-from jaxinf_kernels import attention, formats, grouped_matmul
+from jaxinf_kernels import (
+    attention,
+    decode_attention,
+    formats,
+    grouped_matmul,
+    quantized_matmul,
+)
 
-__all__ = ["attention", "formats", "grouped_matmul"]
+__all__ = ["attention", "decode_attention", "formats", "grouped_matmul", "quantized_matmul"]
