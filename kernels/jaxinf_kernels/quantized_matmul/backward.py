@@ -1,7 +1,8 @@
 """The cotangents of a product of quantised matrices, in floats or in few bits again."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,40 +15,38 @@ from jaxinf_kernels.quantized_matmul.factors import Factor, factor, held
 from jaxinf_kernels.quantized_matmul.problem import ACTIVATIONS, Operands, Problem
 
 
-class Products(Protocol):
+class Products(NamedTuple):
     """How products are done on a platform."""
 
-    def forward(self, given: Operands, spec: Problem) -> Array:
-        """Return the operation's value."""
-        ...
-
-    def sums(self, x: Factor, w: Factor, dtype: Any, how: Any) -> Array:
-        """Return a product with all of its scales, in float32 or wider."""
-        ...
-
-    def back(self, g: Array, w: Factor, dtype: Any, how: Any) -> Array:
-        """Return the product of cotangents and the transpose of what is held in few bits."""
-        ...
+    forward: Callable[..., Array]
+    """(operands, problem) -> the operation's value."""
+    sums: Callable[..., Array]
+    """(x, w, dtype, how) -> a product with all of its scales, in float32 or wider."""
+    back: Callable[..., Array]
+    """(g, w, dtype, how) -> the product of cotangents and the transpose of what is held."""
 
 
-class Plain:
-    """In JAX's own operations."""
+def _forward(given: Operands, spec: Problem) -> Array:
+    """Return the operation's value."""
+    return xla.multiply(*spec.flat(given), spec=spec)[0]
 
-    def forward(self, given: Operands, spec: Problem) -> Array:
-        """Return the operation's value."""
-        return xla.multiply(*spec.flat(given), spec=spec)[0]
 
-    def sums(self, x: Factor, w: Factor, dtype: Any, how: Any) -> Array:
-        """Return a product with all of its scales."""
-        total = xla.sums(x, w, dtype)
-        for scale in (x.whole, w.whole):
-            total = total if scale is None else total * scale
-        return total
+def _sums(x: Factor, w: Factor, dtype: Any, how: Any) -> Array:
+    """Return a product with all of its scales."""
+    total = xla.sums(x, w, dtype)
+    for scale in (x.whole, w.whole):
+        total = total if scale is None else total * scale
+    return total
 
-    def back(self, g: Array, w: Factor, dtype: Any, how: Any) -> Array:
-        """Return the product of cotangents and a transpose."""
-        g = g if w.whole is None else g * w.whole
-        return xla.product(g.astype(dtype), jnp.swapaxes(w.numbers(dtype), 1, 2))
+
+def _back(g: Array, w: Factor, dtype: Any, how: Any) -> Array:
+    """Return the product of cotangents and a transpose."""
+    g = g if w.whole is None else g * w.whole
+    return xla.product(g.astype(dtype), jnp.swapaxes(w.numbers(dtype), 1, 2))
+
+
+PLAIN = Products(_forward, _sums, _back)
+"""In JAX's own operations."""
 
 
 def pull(*args: Array, spec: Rule, products: Products) -> Arrays:
@@ -86,9 +85,8 @@ def _floats(problem: Problem, given: Operands, g: Array, products: Products, _: 
 
     def dx() -> Array:
         w = factor(problem.w, given.w, -2)
-        if problem.w.held:
-            return products.back(g, w, dtype, problem.how)
-        return Plain().back(g, w, dtype, None)
+        back = products.back if problem.w.held else _back
+        return back(g, w, dtype, problem.how)
 
     def dw() -> Array:
         x = factor(problem.x, given.x, -1)

@@ -18,16 +18,35 @@ class Blocks(NamedTuple):
     """Of what is summed over."""
 
 
-TABLE: dict[tuple[str, str], Blocks] = {}
-"""By chip and kind of product: ``elements`` multiplied as they are, or ``widened`` first."""
+ELEMENTS, SUMMED, WIDENED, SPREAD, SINGLE, BACK = (
+    "elements", "summed", "widened", "spread", "single", "back",
+)  # fmt: skip
+"""Kinds of products: of elements as they are, of those in blocks that are scaled one by one, of
+elements that are widened first, of those where x has scales of blocks to spread, of float32, and
+of cotangents with a transpose."""
+
+TABLE: dict[tuple[str, str], Blocks] = {
+    ("", ELEMENTS): Blocks(1024, 256, 4096),
+    ("", SUMMED): Blocks(256, 512, 1024),
+    ("", WIDENED): Blocks(1024, 256, 4096),
+    ("", SPREAD): Blocks(512, 1024, 2048),
+    ("", SINGLE): Blocks(512, 256, 2048),
+    ("", BACK): Blocks(512, 512, 1024),
+    ("v6e", ELEMENTS): Blocks(1024, 512, 4096),
+    ("v4", ELEMENTS): Blocks(512, 256, 1024),
+    ("v4", SUMMED): Blocks(256, 256, 1024),
+    ("v4", WIDENED): Blocks(512, 256, 1024),
+    ("v4", SPREAD): Blocks(256, 512, 1024),
+    ("v4", SINGLE): Blocks(256, 256, 512),
+    ("v4", BACK): Blocks(256, 256, 512),
+}
+"""By chip, where it differs from others, and kind: those with the shortest schedules that libtpu
+makes of 2048 x 4096 x 4096."""
 
 
-def blocks_for(chip: Chip | None, widened: bool) -> Blocks:
-    """Return the sizes that suit a chip."""
-    kind = "widened" if widened else "elements"
-    small = chip is not None and chip.memory < 2**25
-    default = Blocks(256, 512, 512) if small else Blocks()
-    return TABLE.get((chip.name if chip else "", kind), default)
+def blocks_for(chip: Chip | None, kind: str) -> Blocks:
+    """Return the sizes that suit a chip and a kind of product."""
+    return TABLE.get((chip.name if chip else "", kind), TABLE["", kind])
 
 
 def depth_of(k: int, limit: int, multiple: int) -> tuple[int, int]:

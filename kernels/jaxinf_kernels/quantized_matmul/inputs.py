@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array
 
+from jaxinf_kernels.chips import Chip
 from jaxinf_kernels.quantized_matmul.factors import Factor
 from jaxinf_kernels.quantized_matmul.widen import (
     code,
@@ -17,17 +18,29 @@ from jaxinf_kernels.quantized_matmul.widen import (
 )
 
 
+def loads_e2m1(chip: Chip | None) -> bool:
+    """Whether a chip loads elements of E2M1; others are given their bits."""
+    return chip is not None and "mxfp4" in chip.speed
+
+
+def memory(chip: Chip | None) -> int | None:
+    """Return the bytes that a kernel may take of a core's own memory; None for the default."""
+    return None if chip is None else chip.memory * 3 // 4
+
+
 class Inputs:
     """A kernel's arrays, in the shapes that its blocks ask for."""
 
-    def __init__(self, rows: int, columns: int, depth: int, steps: int, turned: bool = False):
+    def __init__(
+        self, rows: int, columns: int, depth: int, steps: int, native: bool, turned: bool = False
+    ):
         """Take the sizes of blocks, and how many there are of what is summed over.
 
-        Places are by the numbers of rows, columns and what is summed over; where ``turned``, the
+        ``native`` is whether the chip loads elements of E2M1. Places are by the numbers of rows, columns and what is summed over; where ``turned``, the
         last two change places in the grid.
         """
         self.rows, self.columns, self.depth, self.steps = rows, columns, depth, steps
-        self.turned = turned
+        self.native, self.turned = native, turned
         self.names: list[str] = []
         self.specs: list[Any] = []
         self.arrays: list[Array] = []
@@ -42,7 +55,7 @@ class Inputs:
 
     def x(self, x: Factor, pad: int, of: int) -> None:
         """Add rows; ``pad`` zeros fill up what is summed over."""
-        elements = folded(_filled(code(x.elements), 2, pad, 0), self.depth, of)
+        elements = folded(_filled(code(x.elements, self.native), 2, pad, 0), self.depth, of)
         self.add("x", elements, (1, self.rows, self.depth), lambda i, j, s: (i, s))
         if x.inner is not None:
             scales = _filled(x.inner, 2, pad * x.blocks // x.depth, 1)
@@ -56,7 +69,7 @@ class Inputs:
     def w(self, w: Factor, pad: int) -> None:
         """Add columns."""
         count, width = max(1, w.of), self.columns
-        elements = _filled(code(w.elements), -2, pad // count, 0)
+        elements = _filled(code(w.elements, self.native), -2, pad // count, 0)
         if w.places is None:
             self.add("w", elements, (1, self.depth, width), lambda i, j, s: (s, j))
         else:
@@ -78,7 +91,7 @@ class Inputs:
             self.add(name, a, (1, 1, self.columns), lambda i, j, s: (0, j))
 
 
-def _filled(a: Array, axis: int, count: int, value: float) -> Array:
+def _filled(a: Array, axis: int, count: int, value: int) -> Array:
     """Fill up an axis at its end."""
     if not count:
         return a

@@ -16,11 +16,30 @@ from jaxtyping import Array
 
 from jaxinf_kernels.chips import Chip, chip_here, chip_named
 from jaxinf_kernels.operation import How
-from jaxinf_kernels.quantized_matmul.blocks import LANES, Blocks, blocks_for, depth_of
+from jaxinf_kernels.quantized_matmul.backward import Products
+from jaxinf_kernels.quantized_matmul.blocks import (
+    BACK,
+    ELEMENTS,
+    LANES,
+    SINGLE,
+    SPREAD,
+    SUMMED,
+    WIDENED,
+    Blocks,
+    blocks_for,
+    depth_of,
+)
 from jaxinf_kernels.quantized_matmul.factors import Factor, factor, summed
-from jaxinf_kernels.quantized_matmul.inputs import Inputs, block_of_w, block_of_x
+from jaxinf_kernels.quantized_matmul.inputs import (
+    Inputs,
+    block_of_w,
+    block_of_x,
+    loads_e2m1,
+    memory,
+)
 from jaxinf_kernels.quantized_matmul.problem import Operands, Problem, finish, precise
 from jaxinf_kernels.quantized_matmul.tpu_back import back
+from jaxinf_kernels.quantized_matmul.xla import every
 
 EXACT = 1024
 """Products of elements of eight bits whose sum float32 holds without rounding."""
@@ -50,44 +69,33 @@ def multiply(
     """Return the product [B, N, M]."""
     given = spec.operands(arrays)
     x, w = factor(spec.x, given.x, -1), factor(spec.w, given.w, -2)
-    return (
-        product(
-            x, w, given.bias, dtype=spec.pairs(given), out=spec.dtype, activation=spec.activation,
-            how=spec.how._replace(blocks=blocks or spec.how.blocks), interpret=interpret,
-        ),
+    found = product(
+        x, w, given.bias, dtype=spec.pairs(given), out=spec.dtype, activation=spec.activation,
+        how=spec.how._replace(blocks=blocks or spec.how.blocks), interpret=interpret,
     )  # fmt: skip
+    return (every(found, arrays),)
 
 
-class OnTpu:
-    """Products of a reverse rule."""
+def products(interpret: Any = False) -> Products:
+    """Return the products of a reverse rule."""
 
-    def __init__(self, interpret: Any = False):
-        self.interpret = interpret
+    def forward(given: Operands, spec: Problem) -> Array:
+        return multiply(*spec.flat(given), spec=spec, interpret=interpret)[0]
 
-    def forward(self, given: Operands, spec: Problem) -> Array:
-        """Return the operation's value."""
-        return multiply(*spec.flat(given), spec=spec, interpret=self.interpret)[0]
+    def sums(x: Factor, w: Factor, dtype: Any, how: How) -> Array:
+        return product(x, w, dtype=dtype, how=how, interpret=interpret)
 
-    def sums(self, x: Factor, w: Factor, dtype: Any, how: How) -> Array:
-        """Return a product with all of its scales, in float32."""
-        return product(x, w, dtype=dtype, how=how, interpret=self.interpret)
-
-    def back(self, g: Array, w: Factor, dtype: Any, how: How) -> Array:
-        """Return the product of cotangents and the transpose of what is held in few bits."""
+    def transposed(g: Array, w: Factor, dtype: Any, how: How) -> Array:
         g = (g if w.whole is None else g * w.whole).astype(dtype)
         chip = chip_of(how)
-        sizes = how.blocks or blocks_for(chip, True)
-        return back(g, w, sizes, memory_of(chip), interpret=self.interpret)
+        return back(g, w, how.blocks or blocks_for(chip, BACK), chip, interpret=interpret)
+
+    return Products(forward, sums, transposed)
 
 
 def chip_of(how: How) -> Chip | None:
     """Return the chip that is named, or that of the mesh."""
     return chip_named(how.chip) if how.chip else chip_here()
-
-
-def memory_of(chip: Chip | None) -> int | None:
-    """Return the bytes that a kernel may take of a core's own memory; None for the default."""
-    return None if chip is None else chip.memory * 3 // 4
 
 
 def product(
@@ -109,12 +117,16 @@ def product(
     Returns:
       [B, N, M].
     """
-    batch, n = max(a.shape[0] for a in (x.elements, w.elements)), x.elements.shape[1]
+    batch, n = (
+        max(a.shape[0] for a in (x.elements, w.elements, bias) if a is not None),
+        x.elements.shape[1],
+    )
+    whole = batch, n, w.elements.shape[-1]
     alone = w.elements.shape[0] == 1 and (bias is None or bias.shape[0] == 1)
     if alone and batch > 1:  # rows of all the batch are multiplied by one w
-        x, batch = _one(x), 1
+        x = _one(x)
     found = _product(x, w, bias, dtype, out, activation, how, interpret)
-    return found.reshape(-1, n, found.shape[2])
+    return found.reshape(whole)
 
 
 def _one(x: Factor) -> Factor:
@@ -132,7 +144,7 @@ def _product(
     how: How, interpret: Any,
 ) -> Array:  # fmt: skip
     chip, blocks = chip_of(how), summed(x, w)
-    sizes = how.blocks or blocks_for(chip, blocks is None)
+    sizes = how.blocks or blocks_for(chip, _kind(x, blocks, dtype))
     batch = max(x.elements.shape[0], w.elements.shape[0])
     (n, k), m = x.elements.shape[1:], w.elements.shape[-1]
     if not batch * n * m:
@@ -147,7 +159,7 @@ def _product(
         jnp.int32 if whole and blocks == 1 else jnp.float32, activation, steps,
     )  # fmt: skip
     rows, columns = min(sizes.rows, n), min(sizes.columns, m)
-    inputs = Inputs(rows, columns, depth, steps)
+    inputs = Inputs(rows, columns, depth, steps, loads_e2m1(chip))
     inputs.x(x, full - k, w.of)
     inputs.w(w, full - k)
     inputs.column("bias", bias if bias is None else bias[:, None])
@@ -164,7 +176,7 @@ def _product(
         out_shape=jax.ShapeDtypeStruct((batch, n, m), out),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
-            vmem_limit_bytes=memory_of(chip),
+            vmem_limit_bytes=memory(chip),
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * batch * n * m * k,
@@ -175,6 +187,15 @@ def _product(
         interpret=interpret,
         name="quantized_matmul",
     )(*inputs.arrays)
+
+
+def _kind(x: Factor, blocks: int | None, dtype: Any) -> str:
+    """Return the kind of product, by which sizes of blocks are chosen."""
+    if blocks is not None:
+        return ELEMENTS if blocks == 1 else SUMMED
+    if dtype != jnp.bfloat16:
+        return SINGLE
+    return WIDENED if x.inner is None else SPREAD
 
 
 def _unit(

@@ -10,14 +10,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
+from jaxinf_kernels.chips import Chip
 from jaxinf_kernels.quantized_matmul.blocks import LANES, Blocks, depth_of
 from jaxinf_kernels.quantized_matmul.factors import Factor
-from jaxinf_kernels.quantized_matmul.inputs import Inputs, block_of_w
+from jaxinf_kernels.quantized_matmul.inputs import Inputs, block_of_w, loads_e2m1, memory
 from jaxinf_kernels.quantized_matmul.problem import precise
 from jaxinf_kernels.quantized_matmul.widen import unfolded
 
 
-def back(g: Array, w: Factor, sizes: Blocks, memory: int | None, interpret: Any = False) -> Array:
+def back(g: Array, w: Factor, sizes: Blocks, chip: Chip | None, interpret: Any = False) -> Array:
     """Return cotangents [B, N, M] times the transpose of w, [B, N, K] in float32.
 
     Scales that all of K shares are g's already.
@@ -28,7 +29,7 @@ def back(g: Array, w: Factor, sizes: Blocks, memory: int | None, interpret: Any 
     depth, full = depth_of(w.depth, sizes.depth, lcm(LANES, w.size, 32 * max(1, w.of)))
     rows, columns = min(sizes.rows, n), min(sizes.columns, m)
     steps = pl.cdiv(m, columns)
-    inputs = Inputs(rows, columns, depth, full // depth, turned=True)
+    inputs = Inputs(rows, columns, depth, full // depth, loads_e2m1(chip), turned=True)
     inputs.add("g", g, (1, rows, columns), lambda i, j, s: (i, j))
     inputs.w(w._replace(whole=None), full - w.depth)
     found = pl.pallas_call(
@@ -42,7 +43,7 @@ def back(g: Array, w: Factor, sizes: Blocks, memory: int | None, interpret: Any 
         out_shape=jax.ShapeDtypeStruct((batch, n, full), jnp.float32),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
-            vmem_limit_bytes=memory,
+            vmem_limit_bytes=memory(chip),
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * batch * n * m * w.depth,

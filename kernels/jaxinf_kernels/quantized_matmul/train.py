@@ -42,7 +42,8 @@ def quantized_linear(
                   &&\text{with one}
 
     where S rounds g along m, and S' along n, to ``gradient``: at random where there is a key, so
-    that their expectations are g (the largest of each block is kept), else to the nearest; P rounds
+    that their expectations are g (but for what scales that are powers of two clip), else to the
+    nearest; P rounds
     to the partner's format along the same axis, m or n, to the nearest. n and m that are no
     multiple of a format's block are filled up with zeros for this. u is computed anew. With
     ``sparsity`` w is pruned first: then w stands for its kept weights in all of the above, and the
@@ -78,7 +79,8 @@ def quantized_linear(
       P. Micikevicius et al., "FP8 Formats for Deep Learning", 2022; A. Zhou et al., "Learning N:M
       Fine-grained Structured Sparse Neural Networks From Scratch", ICLR 2021.
     """
-    check(x, w, bias, activation)
+    how = How(implementation, chip)
+    check(x, w, bias, activation, how)
     if x.dtype != w.dtype:
         raise TypeError(f"x and w must have one dtype, got {x.dtype} and {w.dtype}: use astype.")
     if key is not None and gradient is None:
@@ -97,6 +99,6 @@ def quantized_linear(
         extras.append(jax.random.key_data(key)[None])
     spec = Problem(
         left, right, bias is not None, activation, jnp.dtype(out_dtype or x.dtype), pair, impl,
-        How(implementation, chip),
+        how,
     )  # fmt: skip
     return multiply(*ours, *theirs, *extras, spec=spec)[0][0]

@@ -11,23 +11,24 @@ from jaxinf_kernels.quantized_matmul.problem import precise
 from jaxinf_kernels.quantized_matmul.sparse import step
 
 
-def code(elements: Array) -> Array:
-    """Return elements as a kernel can load them: those of E2M1 by their bits, in int4."""
-    if elements.dtype == jnp.float4_e2m1fn:
+def code(elements: Array, native: bool) -> Array:
+    """Return elements as a kernel can load them: those of E2M1 by their bits, unless ``native``."""
+    if elements.dtype == jnp.float4_e2m1fn and not native:
         return jax.lax.bitcast_convert_type(elements, jnp.int4)
     return elements
 
 
 def widen(elements: Array, form: Format | None, dtype: Any) -> Array:
     """Return what elements, as ``code`` gives them, are."""
-    if form is None or form.dtype != jnp.float4_e2m1fn:
+    if form is None or form.dtype == elements.dtype:
         return elements.astype(dtype)
     bits = elements.astype(jnp.int32)
-    index = bits & 7  # 0, 0.5, 1, 1.5, 2, 3, 4, 6
-    exponent = (index >> 1) + 126
-    normal = jax.lax.bitcast_convert_type((exponent << 23) | ((index & 1) << 22), jnp.float32)
-    size = jnp.where(index < 2, 0.5 * index.astype(jnp.float32), normal)
-    return jnp.where(bits < 0, -size, size).astype(dtype)
+    # 0.5, 0.75, 1, 1.5, 2, 3, 4, 6 for 0, 0.5, 1, 1.5, 2, 3, 4, 6
+    normal = jax.lax.bitcast_convert_type(((bits & 7) << 22) + (126 << 23), jnp.float32)
+    size = jnp.minimum(normal, normal + normal - 1)
+    sign = bits & jnp.int32(-(2**31))
+    signed = jax.lax.bitcast_convert_type(size, jnp.int32) | sign
+    return jax.lax.bitcast_convert_type(signed, jnp.float32).astype(dtype)
 
 
 def rows_scaled(elements: Array, scales: Array) -> Array:

@@ -4,6 +4,7 @@ What is quantised on the way has the derivative of the identity: values are of t
 products, derivatives are of the products of the numbers that they stand for.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,12 @@ from jaxinf_kernels.quantized_matmul.sparse import spread
 
 def multiply(*arrays: Array, spec: Problem) -> tuple[Array]:
     """Return the product [B, N, M]."""
-    return (_multiply(spec, *arrays),)
+    return (every(_multiply(spec, *arrays), arrays),)
+
+
+def every(out: Array, arrays: Sequence[Array]) -> Array:
+    """Return a result for all of the batch, also where only the key, say, has one."""
+    return jnp.broadcast_to(out, (max(a.shape[0] for a in arrays), *out.shape[1:]))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
