@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxinf_kernels.formats import E4M3, E5M2, INT4, INT8, MXFP4, MXFP8, NVFP4, Quantised, quantise
+from jaxinf_kernels.formats import E4M3, INT8, MXFP4, MXFP8, NVFP4, Quantised, quantise
 from jaxinf_kernels.operation import How
 from jaxinf_kernels.quantized_matmul import (
     prune,
@@ -24,6 +24,7 @@ from jaxinf_kernels.quantized_matmul.problem import ACTIVATIONS, Problem
 
 INTERPRET = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
 SMALL = Blocks(32, 128, 256)
+CHIPS = "v4", "v5e", "tpu7x"
 
 
 def blocked(form, block):
@@ -69,92 +70,6 @@ def columns(form):
     return partial(quantise, form=form, axis=-2)
 
 
-# name: (what x is cast to, how w is held, x's format, bound of c.4, chips)
-G8, G4 = blocked(INT8, 128), blocked(INT4, 128)
-EVERY = ("v4", "v5e", "tpu7x")
-PATHS = {
-    "w8a8": (None, columns(INT8), INT8, 2e-6, EVERY),
-    "w8a8 g128": (None, columns(G8), G8, 2e-6, EVERY),
-    "w8a8 g128 per token": (None, columns(G8), INT8, 2e-6, ("v5e",)),
-    "w8a8 g32": (None, columns(blocked(INT8, 32)), INT8, 3e-3, ("v5e",)),
-    "w4a8": (None, columns(INT4), INT8, 2e-6, ("v5e",)),
-    "w4a4": (None, columns(INT4), INT4, 2e-6, ("v5e",)),
-    "w8a16": (half, columns(INT8), None, 3e-3, ("v5e",)),
-    "w8a32": (None, columns(INT8), None, 2e-6, ("v5e",)),
-    "w4a16 g128": (half, columns(G4), None, 3e-3, ("v5e",)),
-    "w4a16 g32": (half, columns(blocked(INT4, 32)), None, 3e-3, ("v5e",)),
-    "fp8": (None, columns(E4M3), E4M3, 2e-6, EVERY),
-    "fp8 e5m2": (None, columns(E4M3), E5M2, 2e-6, ("tpu7x",)),
-    "fp8 g128": (None, columns(blocked(E4M3, 128)), blocked(E4M3, 128), 2e-6, EVERY),
-    "mxfp8": (None, columns(MXFP8), MXFP8, 2e-6, ("v5e",)),
-    "mxfp4": (None, columns(MXFP4), MXFP4, 2e-6, ("v5e", "tpu7x")),
-    "nvfp4": (None, columns(NVFP4), NVFP4, 2e-6, ("v5e", "tpu7x")),
-    "nvfp4 weights": (half, columns(NVFP4), None, 2e-6, ("v5e",)),
-    "sparse bf16": (half, lambda w: sparsify(half(w)), None, 2e-6, ("v5e",)),
-    "sparse w8a8": (None, partial(sparsify, form=INT8), INT8, 2e-6, ("v4", "v5e")),
-    "sparse w8a16": (half, partial(sparsify, form=INT8), None, 2e-6, ("v5e",)),
-    "sparse w4a16 g32": (half, partial(sparsify, form=blocked(INT4, 32)), None, 3e-3, ("v5e",)),
-    "sparse mxfp8": (None, partial(sparsify, form=MXFP8), MXFP8, 2e-6, ("v5e",)),
-    "sparse nvfp4": (None, partial(sparsify, form=NVFP4), NVFP4, 2e-6, ("v5e",)),
-    "sparse 1:4": (None, partial(sparsify, form=E4M3, kept=1), E4M3, 2e-6, ("v5e",)),
-    "sparse 4:8": (None, partial(sparsify, form=INT8, kept=4, of=8), INT8, 2e-6, ("v5e",)),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", PATHS)
-def test_kernel_is_the_float64_product_of_its_own_operands(x64, name):
-    cast, hold, form, bound, chips = PATHS[name]
-    x, w, b = inputs()
-    x = x if cast is None else cast(x)
-    held = hold(w)
-    own = x if form is None else quantise(x, form)
-    exact = reference(own, held, bias=b, activation="silu")
-    options = {"activations": form, "bias": b, "activation": "silu"}
-    assert relative(plain(x, held, **options), exact) <= bound
-    for chip in chips:
-        found = kernel(x, held, chip=chip, **options)
-        assert relative(found, exact) <= bound
-    np.testing.assert_array_equal(found, kernel(x, held, chip=chips[-1], **options))  # a rerun
-
-
-# relF, cosine and SQNR of c.4; outliers in x harm formats with one scale a row: c.2's 23.3 dB
-GATES = {
-    "w8a8": (0.015, 0.9999, 36.5),
-    "w8a8 g128": (0.015, 0.9999, 36.5),
-    "w8a16": (0.011, 0.9999, 39),
-    "w4a16 g128": (0.13, 0.99, 17.7),
-    "w4a16 g32": (0.11, 0.99, 19.2),
-    "fp8": (0.042, 0.999, 27.5),
-    "mxfp8": (0.047, 0.999, 26.5),
-    "mxfp4": (0.18, 0.984, 15),
-    "nvfp4": (0.15, 0.989, 16.5),
-}
-OUTLIERS = {
-    "w8a8": (0.082, 0.996, 21.7),
-    "w8a8 g128": (0.082, 0.996, 21.7),
-    # a power of two for a scale clips what is largest: most of these rows' energy
-    "mxfp8": (0.057, 0.998, 24.9),
-    "mxfp4": (0.224, 0.975, 13),
-}
-
-
-@pytest.mark.parametrize("outliers", [False, True])
-@pytest.mark.parametrize("name", GATES)
-def test_formats_are_as_near_to_the_floats_as_they_may_be(x64, name, outliers):
-    cast, hold, form, _, _ = PATHS[name]
-    bound, cosine, decibels = (OUTLIERS if outliers else GATES).get(name, GATES[name])
-    for seed in range(3):
-        x, w, _ = inputs(seed, n=32, k=1024, m=128, outliers=outliers)
-        exact = np.asarray(reference(x, w)).ravel()
-        x = x if cast is None else cast(x)
-        found = kernel(x, hold(w), activations=form, blocks=Blocks(32, 128, 1024))
-        found = np.asarray(found, np.float64).ravel()
-        error = relative(found, exact)
-        assert error <= bound
-        assert found @ exact >= cosine * np.linalg.norm(found) * np.linalg.norm(exact)
-        assert -20 * np.log10(error) >= decibels
-
-
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_epilogue_is_the_activation_of_scaled_and_shifted_sums(x64, name):
     x, w, b = inputs(1)
@@ -177,7 +92,7 @@ def test_sums_of_whole_numbers_are_exact_on_chips_without_them():
     w = Quantised(w, one[1], None, INT8, -2)
     exact = 127**2 * 4094 + 126 * 127 - 125 * 127
     assert np.float32(exact - 1) != np.float32(exact + 3)
-    for chip in EVERY:
+    for chip in CHIPS:
         found = kernel(x, w, chip=chip, blocks=Blocks(8, 128, 4096))
         np.testing.assert_array_equal(found, np.float32(exact))
 
@@ -251,7 +166,7 @@ def test_results_have_the_dtype_that_is_asked_for():
 
 
 def test_a_batch_is_a_loop():
-    rows = [list(inputs(seed, n=8, m=130))[0] for seed in range(3)]
+    rows = [next(iter(inputs(seed, n=8, m=130))) for seed in range(3)]
     _, w, b = inputs(9, m=130)
     for form in (INT8, NVFP4):
         held = quantise(w, form, axis=-2)
@@ -263,7 +178,7 @@ def test_a_batch_is_a_loop():
     weights = jnp.stack([w, 2 * w, -w])
     for all_w in (w[None], weights):
         held = jax.vmap(partial(quantise, form=NVFP4, axis=-2))(all_w)
-        (left, ours), (right, theirs) = side(rows[0], NVFP4), side(quantise(w, NVFP4, axis=-2))
+        left, right = side(rows[0], NVFP4)[0], side(quantise(w, NVFP4, axis=-2))[0]
         spec = Problem(left, right, False, None, jnp.dtype(jnp.float32), how=How(chip="v5e"))
         arrays = stack, held.elements, held.scales, held.outer
         found = tpu.multiply(*arrays, spec=spec, blocks=SMALL, interpret=INTERPRET)[0]

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxinf.run.chips import pod
 from jaxinf_kernels.formats import E4M3, E5M2, INT4, INT8, MXFP4, MXFP8, NVFP4, quantise
 from jaxinf_kernels.quantized_matmul import quantized_linear, quantized_matmul, sparsify
+
+from jaxinf.run.chips import pod
 
 pytest.importorskip("libtpu")
 TOPOLOGIES = {

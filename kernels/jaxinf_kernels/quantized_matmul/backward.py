@@ -55,7 +55,8 @@ def pull(*args: Array, spec: Rule, products: Products) -> Arrays:
     operands, _, (g,) = spec.split(args)
     names = problem.names
     active = [name for name, a in zip(names, spec.active, strict=True) if a]
-    if not set(active) <= {"x floats", "w floats", "bias"} or problem.w.of and "w floats" in active:
+    known = {"x floats", "bias"} if problem.w.of else {"x floats", "w floats", "bias"}
+    if not set(active) <= known:
         function, moving = spec.of(xla.multiply, operands)
         return jax.vjp(function, *moving)[1]((g,))
     given = problem.operands(operands)

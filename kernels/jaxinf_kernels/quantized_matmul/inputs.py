@@ -36,8 +36,8 @@ class Inputs:
     ):
         """Take the sizes of blocks, and how many there are of what is summed over.
 
-        ``native`` is whether the chip loads elements of E2M1. Places are by the numbers of rows, columns and what is summed over; where ``turned``, the
-        last two change places in the grid.
+        ``native`` is whether the chip loads elements of E2M1. Places are by the numbers of rows,
+        columns and what is summed over; where ``turned``, the last two change places in the grid.
         """
         self.rows, self.columns, self.depth, self.steps = rows, columns, depth, steps
         self.native, self.turned = native, turned

@@ -11,6 +11,7 @@ from jaxtyping import Array
 from jaxinf_kernels.formats import Format
 from jaxinf_kernels.operation import How
 
+DEFAULT = How()
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda a: jax.nn.gelu(a, approximate=True),
     "silu": lambda a: a * jax.nn.sigmoid(a),
@@ -47,8 +48,8 @@ class Operands(NamedTuple):
     x: dict[str, Array]
     """``floats`` or ``elements`` [B, N, K], ``scales`` [B, N, blocks], ``outer`` [B]."""
     w: dict[str, Array]
-    """``floats`` or ``elements`` [B, K, M], ``scales`` [B, blocks, M], ``outer`` [B]; of sparse ones
-    [B, kept, K / of, M] and ``places`` [B, K / of, M]."""
+    """``floats`` or ``elements`` [B, K, M], ``scales`` [B, blocks, M], ``outer`` [B]; of sparse
+    ones [B, kept, K / of, M] and ``places`` [B, K / of, M]."""
     bias: Array | None
     """[B, M]"""
     key: Array | None
@@ -69,7 +70,7 @@ class Problem:
     """In reverse products, the cotangent's format and its partner's; None for floats."""
     key: Any = None
     """The implementation of the key by which cotangents are rounded; None rounds to nearest."""
-    how: How = How()
+    how: How = DEFAULT
 
     @property
     def names(self) -> list[str]:

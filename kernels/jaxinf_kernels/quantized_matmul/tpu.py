@@ -37,7 +37,7 @@ from jaxinf_kernels.quantized_matmul.inputs import (
     loads_e2m1,
     memory,
 )
-from jaxinf_kernels.quantized_matmul.problem import Operands, Problem, finish, precise
+from jaxinf_kernels.quantized_matmul.problem import DEFAULT, Operands, Problem, finish, precise
 from jaxinf_kernels.quantized_matmul.tpu_back import back
 from jaxinf_kernels.quantized_matmul.xla import every
 
@@ -100,7 +100,7 @@ def chip_of(how: How) -> Chip | None:
 
 def product(
     x: Factor, w: Factor, bias: Array | None = None, *, dtype: Any, out: Any = jnp.float32,
-    activation: str | None = None, how: How = How(), interpret: Any = False,
+    activation: str | None = None, how: How = DEFAULT, interpret: Any = False,
 ) -> Array:  # fmt: skip
     """Multiply two factors.
 
@@ -117,11 +117,8 @@ def product(
     Returns:
       [B, N, M].
     """
-    batch, n = (
-        max(a.shape[0] for a in (x.elements, w.elements, bias) if a is not None),
-        x.elements.shape[1],
-    )
-    whole = batch, n, w.elements.shape[-1]
+    batch = max(a.shape[0] for a in (x.elements, w.elements, bias) if a is not None)
+    whole = batch, x.elements.shape[1], w.elements.shape[-1]
     alone = w.elements.shape[0] == 1 and (bias is None or bias.shape[0] == 1)
     if alone and batch > 1:  # rows of all the batch are multiplied by one w
         x = _one(x)
@@ -145,7 +142,8 @@ def _product(
 ) -> Array:  # fmt: skip
     chip, blocks = chip_of(how), summed(x, w)
     sizes = how.blocks or blocks_for(chip, _kind(x, blocks, dtype))
-    batch = max(x.elements.shape[0], w.elements.shape[0])
+    arrays = x.elements, w.elements, bias
+    batch = max(a.shape[0] for a in arrays if a is not None)
     (n, k), m = x.elements.shape[1:], w.elements.shape[-1]
     if not batch * n * m:
         return jnp.zeros((batch, n, m), out)

@@ -38,8 +38,17 @@ def _multiply(spec: Problem, *arrays: Array) -> Array:
 
 @_multiply.defjvp
 def _(spec: Problem, primals: Any, tangents: Any) -> tuple[Array, Array]:
-    straight = partial(_straight, spec)
-    return _multiply(spec, *primals), jax.jvp(straight, primals, tangents)[1]
+    # elements and scales of eight bits and fewer are constants: E8M0 has not even a zero
+    moves = [a.dtype.itemsize > 1 and jnp.issubdtype(a.dtype, jnp.floating) for a in primals]
+
+    def straight(*moved: Array) -> Array:
+        rest = iter(moved)
+        return _straight(
+            spec, *[next(rest) if m else a for m, a in zip(moves, primals, strict=True)]
+        )
+
+    active = [[a for m, a in zip(moves, each, strict=True) if m] for each in (primals, tangents)]
+    return _multiply(spec, *primals), jax.jvp(straight, *active)[1]
 
 
 def sums(x: Factor, w: Factor, dtype: Any) -> Array:
