@@ -3,43 +3,22 @@
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinf_kernels.formats import Format, Quantised
-from jaxinf_kernels.operation import Arrays, How, Kernels, operation
+from jaxinf_kernels.operation import How, Kernels, operation
 from jaxinf_kernels.quantized_matmul import tpu, xla
 from jaxinf_kernels.quantized_matmul.backward import PLAIN, pull
 from jaxinf_kernels.quantized_matmul.operands import check, check_length, side
 from jaxinf_kernels.quantized_matmul.problem import Problem
 from jaxinf_kernels.quantized_matmul.sparse import Sparse
 
-_multiply = operation(
+multiply = operation(
     "quantized_matmul",
     Kernels(xla.multiply, tpu=tpu.multiply),
     Kernels(partial(pull, products=PLAIN), tpu=partial(pull, products=tpu.products())),
 )
-
-
-def multiply(*arrays: Array, spec: Problem) -> Arrays:
-    """Multiply; inside ``jax.shard_map`` operands are made to vary over the same axes.
-
-    The transpose of this sums the cotangents of an operand that serves all devices.
-    """
-    varying = [_varying(a) for a in arrays]
-    every = frozenset().union(*varying)
-    spread = [
-        jax.lax.pcast(a, tuple(sorted(every - own)), to="varying") if every - own else a
-        for a, own in zip(arrays, varying, strict=True)
-    ]
-    return _multiply(*spread, spec=spec)
-
-
-def _varying(a: Array) -> frozenset[str]:
-    """Return the axes of ``jax.shard_map`` that an array varies over, by any version of JAX."""
-    kind: Any = jax.typeof(a)
-    return frozenset(getattr(getattr(kind, "mat", kind), "varying", getattr(kind, "vma", ())))
 
 
 def quantized_matmul(

@@ -48,7 +48,7 @@ def _(spec: Problem, primals: Any, tangents: Any) -> tuple[Array, Array]:
         )
 
     active = [[a for m, a in zip(moves, each, strict=True) if m] for each in (primals, tangents)]
-    return _multiply(spec, *primals), jax.jvp(straight, *active)[1]
+    return _multiply(spec, *primals), jax.jvp(straight, active[0], active[1])[1]
 
 
 def sums(x: Factor, w: Factor, dtype: Any) -> Array:
