@@ -40,7 +40,8 @@ def reference(
     if bias is not None:
         logits = logits + bias
     if alibi is not None:
-        logits -= alibi[:, None, None] * jnp.abs(jnp.arange(n)[:, None] - jnp.arange(m))
+        distance = jnp.abs(jnp.arange(n)[:, None] - jnp.arange(m)[None])
+        logits -= alibi[:, None, None] * distance[None]
     seen = mask.dense(n, m) if isinstance(mask, Mask) else jnp.ones(()) if mask is None else mask
     seen = jnp.broadcast_to(seen, logits.shape) != 0
     highest = jnp.max(logits, axis=-1, where=seen, initial=-jnp.inf)

@@ -139,7 +139,7 @@ def _row(spec: LowBit, given: Operands, ready: Prepared, k: Any, slot: Any) -> d
     rows = xla.Rows(s, at["shift"], at["base"], at["bias"], leaves)
     seen = xla.logits(spec, given, s, i, rows)[1]
     a, back = jax.vjp(scored, s, at["bias"], given.slopes)
-    there = jnp.isfinite(at["lse"]) & (i < given.q.shape[2])
+    there = jnp.isfinite(at["lse"]) & (i < given.q.shape[2])[None, None]
     lse = jnp.where(there, at["lse"] - xla.lost(spec, at["shift"]), 0)
     there = there[..., None] if seen is None else there[..., None] & seen
     p = jnp.where(there, jnp.exp(jnp.where(there, a - lse[..., None], 0)), 0)

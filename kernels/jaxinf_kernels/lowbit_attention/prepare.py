@@ -48,7 +48,7 @@ def prepare(precision: Precision, q: Array, k: Array, v: Array) -> Prepared:
     """Smooth and quantise; arrays as in :class:`Operands`."""
     smooth = smoothed(precision, q, k)
     return Prepared(
-        held(smooth.q, precision.qk, precision.tokens),
+        held(smooth.q, precision.qk, 1),
         held(smooth.k, precision.qk, precision.tokens),
         held_values(v, precision.pv),
         *added(smooth, q),

@@ -61,23 +61,24 @@ def reference(
     logits = jnp.einsum("hnd,hmd->hnm", q_, k_)
     if ready.base is not None:
         logits += jnp.repeat(ready.base[0], TOKENS, axis=1)[:, :n].astype(wide)
-    if ready.shift is not None:
+    scale = d**-0.5 if scale is None else scale
+    took = jnp.zeros((heads, n))
+    if ready.shift is not None and soft_cap is None:  # cancels, but for sinks and denominators
+        took = ready.shift[0].astype(wide) * scale
+    elif ready.shift is not None:
         logits += ready.shift[0][..., None].astype(wide)
-    logits *= d**-0.5 if scale is None else scale
+    logits *= scale
     if soft_cap is not None:
         logits = soft_cap * jnp.tanh(logits / soft_cap)
     if bias is not None:
-        logits = logits + bias
+        logits = logits + (bias if bias.ndim == 3 else bias[None])
     if alibi is not None:
-        logits -= alibi[:, None, None] * jnp.abs(jnp.arange(n)[:, None] - jnp.arange(m))
+        distance = jnp.abs(jnp.arange(n)[:, None] - jnp.arange(m)[None])
+        logits -= alibi[:, None, None] * distance[None]
     seen = mask.dense(n, m) if isinstance(mask, Mask) else jnp.ones(()) if mask is None else mask
     logits = jnp.where(jnp.broadcast_to(seen, logits.shape) != 0, logits, -jnp.inf)
-    # rounding is of what the kernel has: logits without the smoothed keys' products
-    took = jnp.zeros((heads, n))
-    if ready.shift is not None and soft_cap is None:
-        took = ready.shift[0].astype(wide) * (d**-0.5 if scale is None else scale)
     sink = None if sinks is None else sinks.astype(wide)[:, None] - took
-    out, lse = _blockwise(precision, logits - took[..., None], v_, sink, block or m)
+    out, lse = _blockwise(precision, logits, v_, sink, block or m)
     return jnp.moveaxis(out, 0, 1), (lse + took).T
 
 
@@ -138,4 +139,3 @@ def on_grid(x: Array, form: Format) -> Array:
     exponent = jnp.maximum(jnp.frexp(x)[1] - 1, form.least)
     step = jnp.ldexp(jnp.ones_like(x), exponent - form.mantissa)
     return jnp.clip(jnp.round(x / step) * step, -form.largest, form.largest)
-

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
@@ -190,9 +191,20 @@ def _widen(x: Array, dtype: Any) -> Array:
     return x.astype(dtype)
 
 
-def _narrow(p: Array, dtype: Any) -> Array:
-    """Return rounded weights as what the matrix unit takes."""
-    return (p.astype(jnp.int32) if jnp.issubdtype(dtype, jnp.integer) else p).astype(dtype)
+def _held(p: Array, form: Format | None, dtype: Any) -> tuple[Array, Array]:
+    """Return rounded weights, to be summed, and as what the matrix unit takes."""
+    if form is not None and form.whole:
+        # the sum's last bit is worth one: its bits are the nearest whole number, counted from there
+        middle = 1.5 * 2.0**23
+        bits = jax.lax.bitcast_convert_type(p + middle, jnp.int32)
+        p = bits - int(np.float32(middle).view(np.int32))
+        whole = p if jnp.issubdtype(dtype, jnp.integer) else p.astype(jnp.float32)
+        return p, whole.astype(dtype)
+    if form == E4M3 and dtype == E4M3.dtype:
+        held = p.astype(dtype)
+        return held.astype(jnp.float32), held
+    p = rounded(p, form, _block_top)
+    return p, p.astype(dtype)
 
 
 def _product(a: Array, b: Array, axis: int) -> Array:
@@ -253,7 +265,11 @@ def _forward(
 
     def scaled(part: Any) -> Array:
         q, k = _widen(q_ref[0, 0], dtypes[0]), _widen(k_ref[0, 0, part, :], dtypes[0])
-        s = _product(q, k, 1) * _lanes(factor_ref[...], inner) * inputs["k scale"][0, 0, :, part]
+        factor, columns = factor_ref[...], inputs["k scale"][0, 0, :, part]
+        if precision.tokens % inner == 0 and precision.qk.block is None:  # one for all of them
+            s = _product(q, k, 1) * _lanes(factor * columns[:, :1], inner)
+        else:
+            s = _product(q, k, 1) * _lanes(factor, inner) * columns
         if "base" in inputs:
             base = inputs["base"][0, 0, :, :, part]
             tall = (base.shape[0], height // base.shape[0], inner)
@@ -269,16 +285,12 @@ def _forward(
             p = jnp.exp2(s - _lanes(top - precision.log2_peak, inner))
             fall = jnp.exp2(before - top)
             v = _widen(v_ref[0, 0, part, :], dtypes[1])
-            if precision.pv == E4M3 and dtypes[1] == E4M3.dtype:
-                held = p.astype(E4M3.dtype)
-                p = held.astype(jnp.float32)
-            else:
-                p = rounded(p, precision.pv, _block_top)
-                held = _narrow(p, dtypes[1])
-            total = sum_ref[...] * fall
-            for lane in range(0, inner, LANES):
-                total += p[:, lane : lane + LANES]
-            mean_ref[...] = mean_ref[...] * _lanes(fall, v.shape[1]) + _product(held, v, 0)
+            p, given = _held(p, precision.pv, dtypes[1])
+            fresh = p[:, :LANES]
+            for lane in range(LANES, inner, LANES):
+                fresh += p[:, lane : lane + LANES]
+            total = sum_ref[...] * fall + fresh.astype(jnp.float32)
+            mean_ref[...] = mean_ref[...] * _lanes(fall, v.shape[1]) + _product(given, v, 0)
             top_ref[...], sum_ref[...] = top, total
 
     pl.when((kind & 3) == FULL)(partial(visit, False))

@@ -127,7 +127,8 @@ def logits(
         s = s + rows.shift[..., None]
     j = jnp.arange(s.shape[3])[None]
     slope = None if given.slopes is None else given.slopes[:, :, None, None]
-    s = score(problem, s * problem.scale, rows.bias, slope, i[:, None], j).astype(jnp.float32)
+    places = i[None, None, :, None], j[None, None]
+    s = score(problem, s * problem.scale, rows.bias, slope, *places).astype(jnp.float32)
     if problem.mask is None:
         return s, None
     if rows.leaves:
@@ -174,9 +175,7 @@ def highest(precision: Precision, s: Array, sink: Array | None) -> Array:
     return jax.lax.stop_gradient(jnp.ceil(top) if precision.exponents else top)
 
 
-def softmax(
-    precision: Precision, s: Array, top: Array, sink: Array | None
-) -> tuple[Array, Array]:
+def softmax(precision: Precision, s: Array, top: Array, sink: Array | None) -> tuple[Array, Array]:
     """Return rounded weights [B, H, N, M], times their peak, and their sums."""
     top = top - precision.log2_peak
     p = jnp.exp2(s - top[..., None])
