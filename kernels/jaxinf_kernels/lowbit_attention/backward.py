@@ -77,9 +77,10 @@ def _gradients(
 
     count, d, e = -(-n // TOKENS), given.q.shape[3], given.v.shape[3]
     wide = (*given.k.shape[:2], -(-m // TOKENS) * TOKENS)
-    start: Any = (jnp.zeros((*wide, d)), jnp.zeros((*wide, e)))
-    if given.slopes is not None:
-        start = (*start, jnp.zeros(given.slopes.shape))
+    shapes = [(*wide, d), (*wide, e)]
+    shapes += [] if given.slopes is None else [given.slopes.shape]
+    nothing = _nothing([*spec.asked.flat(given), g_out, lse, mean])
+    start = tuple(jnp.full(shape, nothing) for shape in shapes)
     sums, (g_q, totals, g_bias) = jax.lax.scan(one, start, (jnp.arange(count), moving))
     join = partial(_joined, n=n)
     g_q = _unsmoothed(smooth, join(g_q), join(totals))
@@ -90,6 +91,12 @@ def _gradients(
         weight = jnp.exp(given.sinks.astype(jnp.float32)[:, :, None] - lse)
         found.append(-jnp.sum(weight * mean, axis=2))
     return found
+
+
+def _nothing(arrays: list[Array]) -> Array:
+    """Return zero, which varies over a mesh's axes as all of the arrays together do."""
+    firsts = [jnp.sum(a.reshape(-1)[:1]).astype(jnp.float32) for a in arrays]
+    return 0.0 * jnp.isnan(sum(firsts)).astype(jnp.float32)
 
 
 def _moving(

@@ -48,7 +48,7 @@ def attend(*arrays: Array, spec: LowBit, interpret: Any = False) -> tuple[Array,
         return xla.attend(*arrays, spec=spec)
     how = spec.how
     chip = chip_here() if how.chip is None else chip_named(how.chip)
-    blocks = how.blocks or blocks_for(chip, spec.precision, given.q.shape[3])
+    blocks = how.blocks or blocks_for(chip, spec.precision)
     return _call(spec, given, chip, blocks, interpret)
 
 
