@@ -9,7 +9,11 @@ from jaxinf_kernels import (
     decode_attention,
     formats,
     grouped_matmul,
+    lowbit_attention,
     quantized_matmul,
 )
 
-__all__ = ["attention", "decode_attention", "formats", "grouped_matmul", "quantized_matmul"]
+__all__ = [
+    "attention", "decode_attention", "formats", "grouped_matmul", "lowbit_attention",
+    "quantized_matmul",
+]  # fmt: skip

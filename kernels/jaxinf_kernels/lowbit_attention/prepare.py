@@ -138,7 +138,7 @@ def _widened(x: Array, form: Format, axis: int, size: tuple[int, int]) -> Held:
     The outer scale is one for each head, and given for each token.
     """
     whole = jax.vmap(jax.vmap(lambda a: quantise(a, form, axis=axis)))(x)
-    scales = jnp.repeat(whole.scales.astype(jnp.float32), form.block, axis=axis)
+    scales = jnp.repeat(whole.scales.astype(jnp.float32), whole.block, axis=axis)
     elements = (whole.elements.astype(jnp.float32) * scales).astype(jnp.bfloat16)
     outer = jnp.ones(x.shape[:2]) if whole.outer is None else whole.outer
     scale = jnp.broadcast_to(outer[:, :, None], (*x.shape[:2], size[0]))

@@ -17,20 +17,9 @@ from jaxtyping import Array
 
 from jaxinf_kernels.attention.masks import FULL, MIXED
 from jaxinf_kernels.attention.problem import Operands
-from jaxinf_kernels.attention.schedule import FIRST, LAST, at_run_time, edged, schedule
-from jaxinf_kernels.attention.tpu import (
-    LANES,
-    LOG2E,
-    LOWEST,
-    Blocks,
-    Visits,
-    _lanes,
-    _pad,
-    _share,
-    _up,
-    finished,
-    unit,
-)
+from jaxinf_kernels.attention.schedule import FIRST, LAST, Sizes, at_run_time, edged, schedule
+from jaxinf_kernels.attention.tpu import LOG2E, LOWEST, Blocks, finished, unit
+from jaxinf_kernels.attention.tpu_blocks import LANES, Visits, lanes, padded, share, up
 from jaxinf_kernels.chips import Chip, chip_here, chip_named
 from jaxinf_kernels.formats import E4M3, INT4, INT8, Format
 from jaxinf_kernels.lowbit_attention import xla
@@ -60,17 +49,18 @@ def _call(
     arrays = problem.flat(given)
     (_, heads, n, d), (_, groups, m, e) = given.q.shape, given.v.shape
     batch = max(a.shape[0] for a in arrays)
-    rows = _up(n, 64) if n <= TOKENS else min(blocks.rows, _up(n, TOKENS))
-    columns = min(blocks.columns, _up(m, LANES))
+    rows = up(n, 64) if n <= TOKENS else min(blocks.rows, up(n, TOKENS))
+    columns = min(blocks.columns, up(m, LANES))
     inner = min(blocks.inner, columns)
-    plan = schedule(problem, n, m, rows, columns, by_rows=True)
-    kinds = at_run_time(problem, given.leaves, plan, (n, m, rows, columns))
+    sizes = Sizes(n, m, rows, columns)
+    plan = schedule(problem, sizes, by_rows=True)
+    kinds = at_run_time(problem, given.leaves, plan, sizes)
     ready = prepare(precision, *given[:3])
     elements = given._replace(q=ready.q.elements, k=ready.k.elements, v=ready.v.elements)
     visited = Visits(problem, elements, rows, columns, heads // groups)
-    in_specs, args = visited.inputs(_pad(problem, elements, rows, columns))
+    in_specs, args = visited.inputs(padded(problem, elements, rows, columns))
     names, factor_specs, factors = _factors(spec, ready, rows, columns, heads // groups)
-    height, steps = _up(n, rows), len(plan.kinds)
+    height, steps = up(n, rows), len(plan.kinds)
     seen = int(((plan.kinds & 3) > 0).sum())
     scratch = 3 if "capped shift" in names else 2
     kernel = partial(_forward, spec, partial(edged, problem, m, columns), visited.names + names,
@@ -143,14 +133,14 @@ def _factors(
         a = filled(a, columns)[:, :, None]
         b0 = 1 if a.shape[0] > 1 else 0
         return pl.BlockSpec(
-            (1, 1, 1, columns), lambda b, h, t, i, j, c: (b0 * b, _share(h, shared), 0, j[t])
+            (1, 1, 1, columns), lambda b, h, t, i, j, c: (b0 * b, share(h, shared), 0, j[t])
         ), a
 
     def of_features(a: Array) -> tuple[Any, Array]:
         a = a[:, :, None]
         b0 = 1 if a.shape[0] > 1 else 0
         return pl.BlockSpec(
-            (1, 1, 1, a.shape[3]), lambda b, h, t, i, j, c: (b0 * b, _share(h, shared), 0, 0)
+            (1, 1, 1, a.shape[3]), lambda b, h, t, i, j, c: (b0 * b, share(h, shared), 0, 0)
         ), a
 
     def of_tiles(a: Array) -> tuple[Any, Array]:
@@ -267,14 +257,14 @@ def _forward(
         q, k = _widen(q_ref[0, 0], dtypes[0]), _widen(k_ref[0, 0, part, :], dtypes[0])
         factor, columns = factor_ref[...], inputs["k scale"][0, 0, :, part]
         if precision.tokens % inner == 0 and precision.qk.block is None:  # one for all of them
-            s = _product(q, k, 1) * _lanes(factor * columns[:, :1], inner)
+            s = _product(q, k, 1) * lanes(factor * columns[:, :1], inner)
         else:
-            s = _product(q, k, 1) * _lanes(factor, inner) * columns
+            s = _product(q, k, 1) * lanes(factor, inner) * columns
         if "base" in inputs:
             base = inputs["base"][0, 0, :, :, part]
             tall = (base.shape[0], height // base.shape[0], inner)
             s = s + jnp.broadcast_to(base, tall).reshape(height, inner)
-        return s + _lanes(rest[0][...], inner) if rest else s
+        return s + lanes(rest[0][...], inner) if rest else s
 
     def visit(masked: bool) -> None:
         for begin in range(0, width, inner):
@@ -282,7 +272,7 @@ def _forward(
             s = finished(spec.asked, edge, inputs, place, part, scaled(part), masked)
             before = top_ref[...]
             top = jnp.maximum(before, whole(jnp.max(s, axis=1, keepdims=True)))
-            p = jnp.exp2(s - _lanes(top - precision.log2_peak, inner))
+            p = jnp.exp2(s - lanes(top - precision.log2_peak, inner))
             fall = jnp.exp2(before - top)
             v = _widen(v_ref[0, 0, part, :], dtypes[1])
             p, given = _held(p, precision.pv, dtypes[1])
@@ -290,7 +280,7 @@ def _forward(
             for lane in range(LANES, inner, LANES):
                 fresh += p[:, lane : lane + LANES]
             total = sum_ref[...] * fall + fresh.astype(jnp.float32)
-            mean_ref[...] = mean_ref[...] * _lanes(fall, v.shape[1]) + _product(given, v, 0)
+            mean_ref[...] = mean_ref[...] * lanes(fall, v.shape[1]) + _product(given, v, 0)
             top_ref[...], sum_ref[...] = top, total
 
     pl.when((kind & 3) == FULL)(partial(visit, False))

@@ -87,7 +87,7 @@ def by_blocks(problem: Problem, function: Any, rows: Rows, n: int, block: int) -
     """Go over blocks of rows; results have the blocks in front."""
     count = -(-n // block)
 
-    def cut(a: Array | None, axis: int, size: int) -> Array | None:
+    def cut(a: Array | None, axis: int, size: int) -> Any:
         if a is None:
             return None
         pad = [(0, 0)] * a.ndim
