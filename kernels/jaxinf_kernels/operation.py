@@ -16,12 +16,38 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
+from jaxinf_kernels.chips import Chip, chip_here, chip_named
 from jaxinf_kernels.compat import divided_by_compiler, unchecked, vary_alike
 from jaxinf_kernels.divided import Letters, Over, divided, letters_of
 
 Arrays = tuple[Array, ...]
 Plain = Callable[..., Arrays]
 """(*arrays, spec=spec) -> arrays."""
+
+
+OPERATIONS: dict[Primitive, "Kernels"] = {}
+"""All that were made, and their derivatives."""
+PLATFORMS = {"tpu": "tpu", "cuda": "gpu"}
+"""What callers call the kernels of a platform."""
+UNTRIED = {
+    "gpu": "its kernels for GPUs have been compiled, never run: ask by implementation='gpu'",
+}
+"""Kernels that are taken where they are asked for alone."""
+
+
+def _never(spec: Any, arrays: Any) -> str | None:
+    """There is no reason against a kernel."""
+    return None
+
+
+class Kernel(NamedTuple):
+    """An operation by a platform's kernel."""
+
+    call: Plain
+    refusal: Callable[[Any, Any], str | None] = _never
+    """Of (spec, arrays): which constraint of the kernel's is violated and what mends that."""
+    idle: Callable[[Any, Any], str | None] = _never
+    """Of (spec, arrays): why JAX's own operations are as good."""
 
 
 class How(NamedTuple):
@@ -34,17 +60,30 @@ class How(NamedTuple):
     blocks: Any = None
     """Sizes of blocks; by default those of a table."""
 
+    @property
+    def known(self) -> Chip | None:
+        """The chip that is named, or that of the mesh in force; None where none says."""
+        return chip_named(self.chip) if self.chip else chip_here()
+
 
 class Kernels(NamedTuple):
     """A function by platform: ``plain`` in JAX's own operations, and where it has a kernel."""
 
     plain: Plain | None
     """None for a reverse rule that is JAX's own of the plain form."""
-    tpu: Plain | None = None
-    cuda: Plain | None = None
+    tpu: Kernel | None = None
+    cuda: Kernel | None = None
     letters: Callable[[Any, Any, Any], Letters] | None = None
     """Of (spec, arrays, results): which axes can be divided over devices, see :mod:`divided`; by
     default the batch, in front of each."""
+
+
+class Choice(NamedTuple):
+    """What a platform's programs hold of an operation."""
+
+    kernel: Kernel | None
+    """None for the plain form."""
+    why: str
 
 
 class Rule(NamedTuple):
@@ -71,6 +110,20 @@ class Rule(NamedTuple):
             return tuple(plain(*[next(rest) if a else x for x, a in both], spec=self.spec))
 
         return function, [x for x, a in zip(operands, self.active, strict=True) if a]
+
+
+def asked(implementation: str | None = None, chip: str | None = None, blocks: Any = None) -> How:
+    """Return how a caller wants an operation done.
+
+    Raises:
+      ValueError: for an implementation, or a chip, that is not known.
+    """
+    if implementation not in (None, "xla", *PLATFORMS.values()):
+        names = ", ".join(repr(name) for name in ("xla", *PLATFORMS.values()))
+        raise ValueError(f"implementation must be one of {names} or None, got {implementation!r}.")
+    named = How(implementation, chip, blocks)
+    known = named.known
+    return named._replace(chip=known.name if known else None)
 
 
 def operation(name: str, forward: Kernels, backward: Kernels | None = None) -> Plain:
@@ -133,6 +186,7 @@ def _primitive(name: str, kernels: Kernels) -> Primitive:
     assert plain is not None
     primitive = Primitive(name)
     primitive.multiple_results = True
+    OPERATIONS[primitive] = kernels
 
     @lru_cache(maxsize=4096)
     def shapes(avals: tuple[Any, ...], spec: Hashable) -> list[Any]:
@@ -141,12 +195,12 @@ def _primitive(name: str, kernels: Kernels) -> Primitive:
     primitive.def_impl(jax.jit(primitive.bind, static_argnames=("spec", "over")))
     primitive.def_abstract_eval(lambda *avals, spec, over: shapes(avals, spec))
 
-    def lower(platform: str | None, kernel: Plain | None) -> None:
+    def lower(platform: str | None) -> None:
         def rule(context: Any, *values: Any, spec: Any, over: Over) -> Any:
-            wanted = _wanted(spec, platform)
+            kernel, _ = choose(primitive, spec, context.avals_in, platform)
             chosen = partial(plain, spec=spec)
-            if kernel is not None and wanted != "xla":
-                own = partial(_unchecked, kernel, spec)
+            if kernel is not None:
+                own = partial(_unchecked, kernel.call, spec)
                 if not divided_by_compiler(context):
                     chosen = own
                 elif over.names:
@@ -156,10 +210,8 @@ def _primitive(name: str, kernels: Kernels) -> Primitive:
 
         mlir.register_lowering(primitive, rule, platform=platform)
 
-    lower(None, None)
-    for platform, kernel in (("tpu", kernels.tpu), ("cuda", kernels.cuda)):
-        if kernel is not None:
-            lower(platform, kernel)
+    for platform in (None, *PLATFORMS):
+        lower(platform)
     return primitive
 
 
@@ -169,16 +221,44 @@ def _unchecked(kernel: Plain, spec: Any, *arrays: Array) -> Arrays:
         return kernel(*arrays, spec=spec)
 
 
-def _wanted(spec: Any, platform: str | None) -> str | None:
-    """Return which implementation a caller named; raise where it is of another platform."""
-    how = getattr(getattr(spec, "spec", spec), "how", None) or How()
-    here = {"tpu": "tpu", "cuda": "gpu"}.get(platform or "")
-    if how.implementation in ("tpu", "gpu") and how.implementation != here:
+def choose(primitive: Primitive, spec: Any, arrays: Any, platform: str | None) -> Choice:
+    """Return what a platform's programs hold of an operation.
+
+    Args:
+      primitive: one of ``OPERATIONS``.
+      spec: its static part.
+      arrays: its operands, of which shapes and dtypes count.
+      platform: ``"tpu"``, ``"cuda"``; any other has the plain form.
+
+    Raises:
+      NotImplementedError: where the caller named an implementation that cannot be had.
+    """
+    kernels = OPERATIONS[primitive]
+    of = getattr(spec, "spec", spec)  # a reverse rule's is the operation's
+    wanted = (getattr(of, "how", None) or How()).implementation
+    here = PLATFORMS.get(platform or "")
+    if wanted not in (None, "xla", here):
         raise NotImplementedError(
-            f"implementation={how.implementation!r} was asked for in a program for another "
+            f"implementation={wanted!r} was asked for in a program for another "
             "platform: leave it out, and each platform takes its own."
         )
-    return how.implementation
+    if wanted == "xla":
+        return Choice(None, "implementation='xla' was asked for")
+    kernel = kernels.tpu if platform == "tpu" else kernels.cuda if platform == "cuda" else None
+    if kernel is None:
+        why = f"there is no kernel for {platform or 'this platform'}"
+    else:
+        why = kernel.refusal(spec, arrays)
+        if why is None and wanted is None:
+            why = UNTRIED.get(here or "") or kernel.idle(spec, arrays)
+    if why is None:
+        return Choice(kernel, "the kernel takes it")
+    if wanted is not None and of is spec:  # derivatives are by whatever there is
+        raise NotImplementedError(
+            f"implementation={wanted!r} of {primitive.name} was asked for, but {why}. "
+            "Without implementation= it is computed by JAX's own operations."
+        )
+    return Choice(None, why)
 
 
 def _letters(kernels: Kernels, spec: Any, arrays: Any, results: Any) -> Letters:

@@ -7,8 +7,9 @@ import paged
 import pytest
 from jaxinf_kernels import decode_attention as room
 from jaxinf_kernels.attention import attention
-from jaxinf_kernels.decode_attention import Blocks, api, decode_attention, tpu
+from jaxinf_kernels.decode_attention import Blocks, decode_attention, tpu
 from jaxinf_kernels.formats import E4M3, INT4, INT8, NVFP4
+from jaxinf_kernels.operation import How
 from paged import BLOCKS, EXTRAS, FORMS, Case, attend, relative
 
 kernel, either = paged.kernel, paged.either
@@ -78,7 +79,7 @@ def test_pages_before_the_window_are_not_read(either, form):
 
 def test_only_pages_that_are_seen_are_planned():
     case = Case(INT8, 9, lengths=(64, 1, 0, 50))
-    problem = tpu.Problem(None, 1, (False, False), 1.0, None, 17, api.How())
+    problem = tpu.Problem(None, 1, (False, False), 1.0, None, 17, How())
     first = jnp.asarray(case.lengths)[None] - 1
     given = tpu.Operands(
         jnp.zeros((1, 4, 2, 2, 32)), jnp.arange(4)[None], first, first + 1,

@@ -10,13 +10,12 @@ from jaxtyping import Array, Bool, Float
 from jaxinf_kernels.attention import on_tpu, xla
 from jaxinf_kernels.attention.masks import Mask, cells
 from jaxinf_kernels.attention.problem import Operands, Problem
-from jaxinf_kernels.chips import chip_here, chip_named
-from jaxinf_kernels.operation import How, Kernels, operation
+from jaxinf_kernels.operation import How, Kernels, asked, operation
 
 _attention = operation(
     "attention",
-    Kernels(xla.attend, tpu=on_tpu.attend, letters=on_tpu.letters),
-    Kernels(None, tpu=on_tpu.pull, letters=on_tpu.pull_letters),
+    Kernels(xla.attend, tpu=on_tpu.VALUE, letters=on_tpu.letters),
+    Kernels(None, tpu=on_tpu.REVERSE, letters=on_tpu.pull_letters),
 )
 
 
@@ -86,8 +85,7 @@ def attention(
             )  # fmt: skip
         mask = cells(mask if mask.ndim == 2 else mask[0])
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    here = chip_here() if chip is None else chip_named(chip)
-    how = How(implementation, None if here is None else here.name)
+    how = asked(implementation, chip)
     problem, operands = prepare(q, k, v, mask, bias, alibi, sinks, soft_cap, scale, how)
     out, lse = _attention(*problem.flat(operands), spec=problem)
     out, lse = jnp.moveaxis(out[0], 0, 1), lse[0].T

@@ -2,45 +2,49 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxinf_kernels.attention import tpu, tpu_backward, xla
+from jaxinf_kernels.attention import tpu, tpu_backward
 from jaxinf_kernels.attention.problem import Problem
 from jaxinf_kernels.divided import Letters, letters_of
-from jaxinf_kernels.operation import Rule
+from jaxinf_kernels.operation import Kernel, Rule
 
 SMALL = 128 * 128
 """Logits of a head below which a kernel has nothing to win."""
 
 
-def refusal(spec: Problem, shapes: Any) -> str | None:
-    """Return why the kernel does not take a problem; None where it does."""
-    q, k = shapes[:2]
+def refusal(spec: Any, arrays: Any) -> str | None:
+    """Return why the kernels do not take a problem, or its reverse rule; None where they do."""
+    q, k = arrays[:2]
     if q.dtype not in (jnp.float32, jnp.bfloat16):
         return f"the kernel takes float32 and bfloat16, not {q.dtype}: cast with astype"
     if not q.shape[2] or not k.shape[2]:
         return "there are no queries or no keys"
+    if isinstance(spec, Rule) and _problem(spec).operands(spec.active).slopes:
+        return "the kernel has no derivative of slopes: stop_gradient them where they are constants"
+    return None
+
+
+def idle(spec: Any, arrays: Any) -> str | None:
+    """Return why the plain form is as fast; None where it is not."""
+    q, k = arrays[:2]
+    if q.shape[2] * k.shape[2] < SMALL:
+        return f"a head has fewer than {SMALL} logits"
     return None
 
 
 def attend(*arrays: Array, spec: Problem) -> tuple[Array, Array]:
-    """See :func:`tpu.attend`; what it does not take, or has nothing to win by, is plain."""
-    if _plainly(spec, arrays):
-        return xla.attend(*arrays, spec=spec)
+    """See :func:`tpu.attend`."""
     return tpu.attend(*arrays, spec=spec, blocks=_blocks(spec))
 
 
 def pull(*args: Array, spec: Rule) -> tuple[Array, ...]:
-    """Return the cotangents of the active operands, by the kernel unless a slope is among them."""
-    problem: Any = spec.spec
+    """Return the cotangents of the active operands."""
+    problem = _problem(spec)
     arrays, outputs, cotangents = spec.split(args)
     given = problem.operands(arrays)
     active = problem.operands(spec.active)
-    if _plainly(problem, arrays) or active.slopes:
-        function, moving = spec.of(xla.attend, arrays)
-        return jax.vjp(function, *moving)[1](tuple(cotangents))
     d_q, d_k, d_v, d_s = tpu_backward.pull(
         problem, given, outputs, cotangents, bool(active.bias), _blocks(problem)
     )
@@ -103,11 +107,14 @@ def _letters(spec: Problem, arrays: Any) -> list[str]:
     ]
 
 
-def _plainly(spec: Problem, arrays: Any) -> bool:
-    q, k = arrays[:2]
-    small = q.shape[2] * k.shape[2] < SMALL and spec.how.implementation is None
-    return small or refusal(spec, arrays) is not None
+def _problem(spec: Rule) -> Problem:
+    problem: Any = spec.spec
+    return problem
 
 
 def _blocks(spec: Problem) -> tpu.Blocks:
     return spec.how.blocks or tpu.Blocks()
+
+
+VALUE = Kernel(attend, refusal, idle)
+REVERSE = Kernel(pull, refusal, idle)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -78,9 +77,3 @@ def slope_of(problem: Problem, s: Array, scaled: Array) -> Array:
     if problem.soft_cap is None:
         return s
     return s * (1 - jnp.square(jnp.tanh(scaled / problem.soft_cap)))
-
-
-def precise(dtype: Any) -> jax.lax.Precision:
-    """Products of float32 are in float32 on every platform."""
-    wide = dtype in (jnp.float32, jnp.float64)
-    return jax.lax.Precision.HIGHEST if wide else jax.lax.Precision.DEFAULT

@@ -16,9 +16,10 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
 from jaxinf_kernels.attention.masks import FULL, MIXED, ROW, SCALAR
-from jaxinf_kernels.attention.problem import Problem, precise, score
+from jaxinf_kernels.attention.problem import Problem, score
 from jaxinf_kernels.attention.schedule import FIRST, LAST, Sizes, at_run_time, edged, schedule
-from jaxinf_kernels.attention.tpu_blocks import LANES, Visits, lanes, padded, up
+from jaxinf_kernels.attention.tpu_blocks import Visits, lanes, padded
+from jaxinf_kernels.tiles import LANES, precise, up
 
 LOWEST = -0.7 * float(np.finfo(np.float32).max)
 """Logits of what is not seen. Running maxima start from half of it: so the weight of what is not

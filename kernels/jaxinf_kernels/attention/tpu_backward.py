@@ -16,7 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
 from jaxinf_kernels.attention.masks import COLUMN, FULL, MIXED, SCALAR
-from jaxinf_kernels.attention.problem import Operands, Problem, precise, score, slope_of
+from jaxinf_kernels.attention.problem import Operands, Problem, score, slope_of
 from jaxinf_kernels.attention.schedule import (
     FIRST,
     LAST,
@@ -27,7 +27,8 @@ from jaxinf_kernels.attention.schedule import (
     schedule,
 )
 from jaxinf_kernels.attention.tpu import LOG2E, LOWEST, Blocks
-from jaxinf_kernels.attention.tpu_blocks import LANES, Visits, filled_up, lanes, padded, up
+from jaxinf_kernels.attention.tpu_blocks import Visits, lanes, padded
+from jaxinf_kernels.tiles import LANES, filled_up, precise, up
 
 RESIDENT = 8 * 2**20
 """Bytes of the queries' gradients of a head that stay in the core's memory; longer sequences are

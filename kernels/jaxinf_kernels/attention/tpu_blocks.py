@@ -9,8 +9,7 @@ from jaxtyping import Array
 
 from jaxinf_kernels.attention.masks import COLUMN, ROW, SCALAR
 from jaxinf_kernels.attention.problem import Operands, Problem
-
-LANES = 128
+from jaxinf_kernels.tiles import LANES, filled_up
 
 
 class Visits:
@@ -104,17 +103,6 @@ class Visits:
 def share(head: Any, shared: int) -> Any:
     """Return the head of keys that a head of queries reads."""
     return head if shared == 1 else jax.lax.div(head, jnp.asarray(shared, head.dtype))
-
-
-def up(size: int, multiple: int) -> int:
-    """Return the least multiple that holds a size."""
-    return -(-size // multiple) * multiple
-
-
-def filled_up(a: Array, axes: dict[int, int]) -> Array:
-    """Fill axes up with zeros to whole blocks."""
-    pad = [(0, -a.shape[x] % axes[x] if x in axes else 0) for x in range(a.ndim)]
-    return jnp.pad(a, pad) if any(p for _, p in pad) else a
 
 
 def padded(spec: Problem, given: Operands, rows: int, columns: int) -> list[Array]:

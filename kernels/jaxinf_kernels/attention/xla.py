@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinf_kernels.attention.masks import CELL, ROW
-from jaxinf_kernels.attention.problem import Operands, Problem, precise, score
+from jaxinf_kernels.attention.problem import Operands, Problem, score
+from jaxinf_kernels.tiles import precise
 
 WHOLE = 2**21
 """Logits of one example up to which all rows are one block."""

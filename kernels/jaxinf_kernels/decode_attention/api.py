@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxinf_kernels.chips import chip_here, chip_named
 from jaxinf_kernels.decode_attention import ragged, tpu, xla
 from jaxinf_kernels.decode_attention.blocks import Blocks, blocks_for
 from jaxinf_kernels.decode_attention.cache import Cache
 from jaxinf_kernels.decode_attention.problem import Operands, Problem
-from jaxinf_kernels.operation import How, Kernels, operation
+from jaxinf_kernels.operation import Kernel, Kernels, asked, operation
 
-_decode_attention = operation("decode_attention", Kernels(xla.attend, tpu=tpu.attend))
+_decode_attention = operation("decode_attention", Kernels(xla.attend, tpu=Kernel(tpu.attend)))
 
 
 def decode_attention(
@@ -90,10 +89,10 @@ def decode_attention(
     _check_options(q, alibi, sinks, soft_cap, window)
     if cache.form is not None:
         q, cache, alibi, sinks = _without_derivative(q, cache, alibi, sinks)
-    known = chip_named(chip) if chip else chip_here()
+    how = asked(implementation, chip, blocks)
     heads, groups, d = q.shape[-2], cache.groups, q.shape[-1]
     way, size = _plan(q, lengths, query_lengths, offsets, heads // groups, blocks or
-                      blocks_for(known))  # fmt: skip
+                      blocks_for(how.known))  # fmt: skip
     problem = Problem(
         jax.tree.structure(cache),
         size,
@@ -101,7 +100,7 @@ def decode_attention(
         d**-0.5 if scale is None else float(scale),
         soft_cap,
         window,
-        How(implementation, chip, blocks),
+        how,
     )
     found = ragged.gathered(q.reshape(-1, heads, d), way, groups)
     operands = Operands(

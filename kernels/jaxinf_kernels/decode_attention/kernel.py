@@ -16,12 +16,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
-from jaxinf_kernels.attention.problem import precise
 from jaxinf_kernels.decode_attention.cache import Cache, Pages, magnitudes
 from jaxinf_kernels.decode_attention.problem import Problem, score, seen
 from jaxinf_kernels.formats import NVFP4
+from jaxinf_kernels.tiles import LANES, precise
 
-LANES = 128
 LOWEST = -0.7 * float(np.finfo(np.float32).max)
 """Logits of what is not seen. Running maxima start from half of it: so the weight of what is not
 seen is zero, also where nothing has been."""

@@ -10,10 +10,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
-from jaxinf_kernels.chips import chip_here, chip_named
 from jaxinf_kernels.decode_attention.blocks import Blocks, blocks_for
-from jaxinf_kernels.decode_attention.kernel import LANES, Scalars, Sizes, attend_block
+from jaxinf_kernels.decode_attention.kernel import Scalars, Sizes, attend_block
 from jaxinf_kernels.decode_attention.problem import Operands, Problem
+from jaxinf_kernels.tiles import LANES
 
 
 def attend(
@@ -21,7 +21,7 @@ def attend(
 ) -> tuple[Array, Array]:
     """Return outputs [B, N, G, R, E] and the logarithms of the softmax's sums [B, N, G, R]."""
     given = spec.operands(arrays)
-    chip = chip_named(spec.how.chip) if spec.how.chip else chip_here()
+    chip = spec.how.known
     blocks = blocks or spec.how.blocks or blocks_for(chip)
     batch, cache = max(a.shape[0] for a in arrays), given.cache
     number, groups, rows = given.q.shape[1:4]

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxinf_kernels.attention.problem import precise
 from jaxinf_kernels.decode_attention.cache import Cache, Pages
 from jaxinf_kernels.decode_attention.problem import Operands, Problem, score, seen
+from jaxinf_kernels.tiles import precise
 
 HELD = 2**25
 """Numbers of the cache that are widened at a time."""

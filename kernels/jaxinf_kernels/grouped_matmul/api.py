@@ -5,15 +5,16 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxinf_kernels.chips import chip_named
 from jaxinf_kernels.formats import INT8, Format, Quantised
 from jaxinf_kernels.grouped_matmul import tpu, xla
 from jaxinf_kernels.grouped_matmul.blocks import Blocks
 from jaxinf_kernels.grouped_matmul.problem import Operands, Problem
-from jaxinf_kernels.operation import How, Kernels, operation
+from jaxinf_kernels.operation import Kernel, Kernels, asked, operation
 
 _multiply = operation(
-    "grouped_matmul", Kernels(xla.multiply, tpu=tpu.multiply), Kernels(xla.pull, tpu=tpu.pull)
+    "grouped_matmul",
+    Kernels(xla.multiply, tpu=Kernel(tpu.multiply)),
+    Kernels(xla.pull, tpu=Kernel(tpu.pull)),
 )
 MOST = (2**31 - 1) // 127**2
 """Products of two INT8 that an int32 can always hold the sum of."""
@@ -61,7 +62,6 @@ def grouped_matmul(
     Raises:
       TypeError: when dtypes are not those above, or the format is not INT8.
       ValueError: when the shapes or scales do not belong together, or a chip has no such name.
-      NotImplementedError: for ``implementation="gpu"``.
 
     Reference:
       T. Gale et al., "MegaBlocks: Efficient Sparse Training with Mixture-of-Experts", MLSys 2023;
@@ -71,13 +71,7 @@ def grouped_matmul(
     held = isinstance(w, Quantised)
     form = w.form if isinstance(w, Quantised) else form
     _check(x, w, sizes, form)
-    if implementation not in (None, "xla", "tpu"):
-        raise NotImplementedError(
-            f'grouped_matmul has no implementation {implementation!r}: leave it out, or take "xla".'
-        )
-    if chip is not None:
-        chip_named(chip)
-    problem = Problem(form, held, How(implementation, chip, blocks))
+    problem = Problem(form, held, asked(implementation, chip, blocks))
     if isinstance(w, Quantised):
         own: Any = Quantised(w.elements[None], w.scales[None], None, w.form, w.axis)
     else:

@@ -3,8 +3,7 @@
 from typing import NamedTuple
 
 from jaxinf_kernels.chips import Chip, MiB
-
-LANES = 128
+from jaxinf_kernels.tiles import LANES, up
 
 
 class Blocks(NamedTuple):
@@ -50,8 +49,3 @@ def cut(size: int, limit: int) -> int:
     if size <= limit:
         return size
     return up(-(-size // -(-size // limit)), LANES)
-
-
-def up(size: int, multiple: int) -> int:
-    """Round up to a multiple."""
-    return -(-size // multiple) * multiple

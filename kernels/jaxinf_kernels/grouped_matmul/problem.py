@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinf_kernels.formats import Format, Quantised
@@ -44,9 +42,3 @@ class Problem:
         """Return the arrays as a flat list."""
         x, w, sizes = operands
         return [x, w.elements, w.scales, sizes] if isinstance(w, Quantised) else [x, w, sizes]
-
-
-def precise(dtype: Any) -> jax.lax.Precision:
-    """Products of float32 are in float32 on every platform."""
-    wide = dtype in (jnp.float32, jnp.float64)
-    return jax.lax.Precision.HIGHEST if wide else jax.lax.Precision.DEFAULT

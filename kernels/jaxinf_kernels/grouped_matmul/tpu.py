@@ -14,13 +14,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
-from jaxinf_kernels.chips import Chip, chip_here, chip_named
+from jaxinf_kernels.chips import Chip
 from jaxinf_kernels.formats import Quantised, quantise
 from jaxinf_kernels.grouped_matmul import xla
 from jaxinf_kernels.grouped_matmul.blocks import Blocks, blocks_for, cut, rows_for
-from jaxinf_kernels.grouped_matmul.problem import Problem, precise
+from jaxinf_kernels.grouped_matmul.problem import Problem
 from jaxinf_kernels.grouped_matmul.schedule import FIRST, FULL, LAST, THERE, visits
 from jaxinf_kernels.operation import Rule
+from jaxinf_kernels.tiles import precise
 
 
 def multiply(*arrays: Array, spec: Problem, interpret: Any = False) -> tuple[Array]:
@@ -50,7 +51,7 @@ def pull(*args: Array, spec: Rule, interpret: Any = False) -> tuple[Array, ...]:
 
 def _asked(spec: Problem) -> tuple[Chip | None, Blocks]:
     """Return the chip, as far as it is known, and its blocks."""
-    chip = chip_named(spec.how.chip) if spec.how.chip else chip_here()
+    chip = spec.how.known
     return chip, spec.how.blocks or blocks_for(chip)
 
 

@@ -13,9 +13,10 @@ from jaxtyping import Array
 
 from jaxinf_kernels.compat import vary_alike
 from jaxinf_kernels.formats import Quantised, quantise
-from jaxinf_kernels.grouped_matmul.problem import Operands, Problem, precise
+from jaxinf_kernels.grouped_matmul.problem import Operands, Problem
 from jaxinf_kernels.grouped_matmul.schedule import THERE, Visits, visits
 from jaxinf_kernels.operation import Rule
+from jaxinf_kernels.tiles import precise
 
 ROWS = 128
 """In a block."""

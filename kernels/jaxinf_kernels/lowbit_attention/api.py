@@ -9,14 +9,13 @@ from jaxinf_kernels.attention import attention
 from jaxinf_kernels.attention.api import check, head_by_head
 from jaxinf_kernels.attention.api import prepare as as_problem
 from jaxinf_kernels.attention.masks import Mask, cells
-from jaxinf_kernels.chips import chip_here, chip_named
 from jaxinf_kernels.lowbit_attention import backward, tpu, xla
 from jaxinf_kernels.lowbit_attention.precision import Precision, policy
 from jaxinf_kernels.lowbit_attention.problem import LowBit
-from jaxinf_kernels.operation import How, Kernels, operation
+from jaxinf_kernels.operation import Kernel, Kernels, asked, operation
 
 _lowbit_attention = operation(
-    "lowbit_attention", Kernels(xla.attend, tpu=tpu.attend), Kernels(backward.pull)
+    "lowbit_attention", Kernels(xla.attend, tpu=Kernel(tpu.attend)), Kernels(backward.pull)
 )
 
 
@@ -84,8 +83,8 @@ def lowbit_attention(
       and Per-thread INT4 Quantization", ICML 2025; "SageAttention3: Microscaling FP4 Attention for
       Inference and An Exploration of 8-Bit Training", NeurIPS 2025.
     """
-    named = chip_here() if chip is None else chip_named(chip)
-    precision = policy(named) if precision is None else precision
+    how = asked(implementation, chip)
+    precision = policy(how.known) if precision is None else precision
     options: Any = dict(
         soft_cap=soft_cap, scale=scale, return_lse=return_lse, implementation=implementation,
         chip=chip,
@@ -104,7 +103,6 @@ def lowbit_attention(
             return head_by_head(lowbit_attention, arrays, precision=precision, **options)
         mask = cells(mask if mask.ndim == 2 else mask[0])
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    how = How(implementation, chip)
     problem, given = as_problem(q, k, v, mask, bias, alibi, sinks, soft_cap, scale, how)
     spec = LowBit(problem, precision)
     out, lse = _lowbit_attention(*problem.flat(given), spec=spec)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinf_kernels.attention.masks import CELL, ROW
-from jaxinf_kernels.attention.problem import Operands, precise
+from jaxinf_kernels.attention.problem import Operands
 from jaxinf_kernels.formats import Format, quantise
 from jaxinf_kernels.lowbit_attention import xla
 from jaxinf_kernels.lowbit_attention.precision import TOKENS
@@ -34,6 +34,7 @@ from jaxinf_kernels.lowbit_attention.prepare import (
 )
 from jaxinf_kernels.lowbit_attention.problem import LowBit
 from jaxinf_kernels.operation import Arrays, Rule
+from jaxinf_kernels.tiles import precise
 
 
 def pull(*args: Array, spec: Rule) -> Arrays:

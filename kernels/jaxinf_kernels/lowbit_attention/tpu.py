@@ -19,8 +19,8 @@ from jaxinf_kernels.attention.masks import FULL, MIXED
 from jaxinf_kernels.attention.problem import Operands
 from jaxinf_kernels.attention.schedule import FIRST, LAST, Sizes, at_run_time, edged, schedule
 from jaxinf_kernels.attention.tpu import LOG2E, LOWEST, Blocks, finished, unit
-from jaxinf_kernels.attention.tpu_blocks import LANES, Visits, lanes, padded, share, up
-from jaxinf_kernels.chips import Chip, chip_here, chip_named
+from jaxinf_kernels.attention.tpu_blocks import Visits, lanes, padded, share
+from jaxinf_kernels.chips import Chip
 from jaxinf_kernels.formats import E4M3, INT4, INT8, Format
 from jaxinf_kernels.lowbit_attention import xla
 from jaxinf_kernels.lowbit_attention.blocks import blocks_for
@@ -28,6 +28,7 @@ from jaxinf_kernels.lowbit_attention.precision import TOKENS
 from jaxinf_kernels.lowbit_attention.prepare import Prepared, prepare
 from jaxinf_kernels.lowbit_attention.problem import LowBit
 from jaxinf_kernels.lowbit_attention.weights import rounded
+from jaxinf_kernels.tiles import LANES, up
 
 
 def attend(*arrays: Array, spec: LowBit, interpret: Any = False) -> tuple[Array, Array]:
@@ -36,7 +37,7 @@ def attend(*arrays: Array, spec: LowBit, interpret: Any = False) -> tuple[Array,
     if not given.q.shape[2] or not given.k.shape[2]:
         return xla.attend(*arrays, spec=spec)
     how = spec.how
-    chip = chip_here() if how.chip is None else chip_named(how.chip)
+    chip = how.known
     blocks = how.blocks or blocks_for(chip, spec.precision)
     return _call(spec, given, chip, blocks, interpret)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinf_kernels.formats import Format, Quantised
-from jaxinf_kernels.operation import How, Kernels, operation
+from jaxinf_kernels.operation import Kernel, Kernels, asked, operation
 from jaxinf_kernels.quantized_matmul import tpu, xla
 from jaxinf_kernels.quantized_matmul.backward import PLAIN, pull
 from jaxinf_kernels.quantized_matmul.operands import check, check_length, side
@@ -16,8 +16,8 @@ from jaxinf_kernels.quantized_matmul.sparse import Sparse
 
 multiply = operation(
     "quantized_matmul",
-    Kernels(xla.multiply, tpu=tpu.multiply),
-    Kernels(partial(pull, products=PLAIN), tpu=partial(pull, products=tpu.products())),
+    Kernels(xla.multiply, tpu=Kernel(tpu.multiply)),
+    Kernels(partial(pull, products=PLAIN), tpu=Kernel(partial(pull, products=tpu.products()))),
 )
 
 
@@ -79,8 +79,8 @@ def quantized_matmul(
       Integer-Arithmetic-Only Inference", CVPR 2018; OCP Microscaling Formats 1.0, 2023;
       A. Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021 (2:4).
     """
-    how = How(implementation, chip)
-    check(x, w, bias, activation, how)
+    how = asked(implementation, chip)
+    check(x, w, bias, activation)
     if isinstance(x, Quantised) and activations is not None:
         raise ValueError("x is quantised: leave activations out, or dequantise it first.")
     own = x.form if isinstance(x, Quantised) else activations

@@ -3,8 +3,7 @@
 from typing import NamedTuple
 
 from jaxinf_kernels.chips import Chip
-
-LANES = 128
+from jaxinf_kernels.tiles import up
 
 
 class Blocks(NamedTuple):
@@ -66,8 +65,3 @@ def depth_of(k: int, limit: int, multiple: int) -> tuple[int, int]:
         best = limit // multiple * multiple
         full = up(k, best)
     return best, full
-
-
-def up(size: int, multiple: int) -> int:
-    """Return the multiple that a size fits in."""
-    return -(-size // multiple) * multiple

@@ -5,9 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxinf_kernels.chips import chip_named
 from jaxinf_kernels.formats import Format, Quantised
-from jaxinf_kernels.operation import How
 from jaxinf_kernels.quantized_matmul.problem import ACTIVATIONS, Side
 from jaxinf_kernels.quantized_matmul.sparse import Sparse
 
@@ -43,14 +41,8 @@ def _one_each(a: Quantised) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def check(x: Any, w: Any, bias: Array | None, activation: str | None, how: How) -> None:
+def check(x: Any, w: Any, bias: Array | None, activation: str | None) -> None:
     """Raise unless these can be multiplied."""
-    if how.chip is not None:
-        chip_named(how.chip)
-    if how.implementation not in (None, "xla", "tpu", "gpu"):
-        raise ValueError(
-            f"implementation must be 'xla', 'tpu', 'gpu' or None, got {how.implementation!r}."
-        )
     if len(x.shape) != 2 or len(w.shape) != 2 or x.shape[1] != w.shape[0] or not w.shape[0]:
         raise ValueError(
             f"the product takes x [n, k] and w [k, m] with k > 0, got {tuple(x.shape)} and "

@@ -115,9 +115,3 @@ def finish(
         total = total if scale is None else total * scale
     total = total if bias is None else total + bias.astype(total.dtype)
     return total if activation is None else ACTIVATIONS[activation](total)
-
-
-def precise(dtype: Any) -> jax.lax.Precision:
-    """Products of float32 are in float32 on every platform."""
-    wide = dtype in (jnp.float32, jnp.float64)
-    return jax.lax.Precision.HIGHEST if wide else jax.lax.Precision.DEFAULT

@@ -14,13 +14,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
-from jaxinf_kernels.chips import Chip, chip_here, chip_named
+from jaxinf_kernels.chips import Chip
 from jaxinf_kernels.operation import How
 from jaxinf_kernels.quantized_matmul.backward import Products
 from jaxinf_kernels.quantized_matmul.blocks import (
     BACK,
     ELEMENTS,
-    LANES,
     SINGLE,
     SPREAD,
     SUMMED,
@@ -37,9 +36,10 @@ from jaxinf_kernels.quantized_matmul.inputs import (
     loads_e2m1,
     memory,
 )
-from jaxinf_kernels.quantized_matmul.problem import DEFAULT, Operands, Problem, finish, precise
+from jaxinf_kernels.quantized_matmul.problem import DEFAULT, Operands, Problem, finish
 from jaxinf_kernels.quantized_matmul.tpu_back import back
 from jaxinf_kernels.quantized_matmul.xla import every
+from jaxinf_kernels.tiles import LANES, precise
 
 EXACT = 1024
 """Products of elements of eight bits whose sum float32 holds without rounding."""
@@ -87,15 +87,10 @@ def products(interpret: Any = False) -> Products:
 
     def transposed(g: Array, w: Factor, dtype: Any, how: How) -> Array:
         g = (g if w.whole is None else g * w.whole).astype(dtype)
-        chip = chip_of(how)
+        chip = how.known
         return back(g, w, how.blocks or blocks_for(chip, BACK), chip, interpret=interpret)
 
     return Products(forward, sums, transposed)
-
-
-def chip_of(how: How) -> Chip | None:
-    """Return the chip that is named, or that of the mesh."""
-    return chip_named(how.chip) if how.chip else chip_here()
 
 
 def product(
@@ -140,7 +135,7 @@ def _product(
     x: Factor, w: Factor, bias: Array | None, dtype: Any, out: Any, activation: str | None,
     how: How, interpret: Any,
 ) -> Array:  # fmt: skip
-    chip, blocks = chip_of(how), summed(x, w)
+    chip, blocks = how.known, summed(x, w)
     sizes = how.blocks or blocks_for(chip, _kind(x, blocks, dtype))
     arrays = x.elements, w.elements, bias
     batch = max(a.shape[0] for a in arrays if a is not None)

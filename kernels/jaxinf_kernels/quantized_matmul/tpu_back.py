@@ -11,11 +11,11 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
 from jaxinf_kernels.chips import Chip
-from jaxinf_kernels.quantized_matmul.blocks import LANES, Blocks, depth_of
+from jaxinf_kernels.quantized_matmul.blocks import Blocks, depth_of
 from jaxinf_kernels.quantized_matmul.factors import Factor
 from jaxinf_kernels.quantized_matmul.inputs import Inputs, block_of_w, loads_e2m1, memory
-from jaxinf_kernels.quantized_matmul.problem import precise
 from jaxinf_kernels.quantized_matmul.widen import unfolded
+from jaxinf_kernels.tiles import LANES, precise
 
 
 def back(g: Array, w: Factor, sizes: Blocks, chip: Chip | None, interpret: Any = False) -> Array:

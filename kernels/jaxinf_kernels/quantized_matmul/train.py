@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinf_kernels.formats import Format
-from jaxinf_kernels.operation import How
+from jaxinf_kernels.operation import asked
 from jaxinf_kernels.quantized_matmul.api import multiply
 from jaxinf_kernels.quantized_matmul.operands import check, check_length, side
 from jaxinf_kernels.quantized_matmul.problem import Problem
@@ -79,8 +79,8 @@ def quantized_linear(
       P. Micikevicius et al., "FP8 Formats for Deep Learning", 2022; A. Zhou et al., "Learning N:M
       Fine-grained Structured Sparse Neural Networks From Scratch", ICLR 2021.
     """
-    how = How(implementation, chip)
-    check(x, w, bias, activation, how)
+    how = asked(implementation, chip)
+    check(x, w, bias, activation)
     if x.dtype != w.dtype:
         raise TypeError(f"x and w must have one dtype, got {x.dtype} and {w.dtype}: use astype.")
     if key is not None and gradient is None:

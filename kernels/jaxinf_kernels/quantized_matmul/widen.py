@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinf_kernels.formats import Format
-from jaxinf_kernels.quantized_matmul.problem import precise
 from jaxinf_kernels.quantized_matmul.sparse import step
+from jaxinf_kernels.tiles import precise
 
 
 def code(elements: Array, native: bool) -> Array:

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinf_kernels.quantized_matmul.factors import Factor, factor, summed
-from jaxinf_kernels.quantized_matmul.problem import Problem, Side, finish, precise
+from jaxinf_kernels.quantized_matmul.problem import Problem, Side, finish
 from jaxinf_kernels.quantized_matmul.sparse import spread
+from jaxinf_kernels.tiles import precise
 
 
 def multiply(*arrays: Array, spec: Problem) -> tuple[Array]:
