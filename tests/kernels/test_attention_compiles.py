@@ -8,20 +8,12 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxinf_kernels.attention import attention, masks
+from libtpu_compiler import CHIPS, compiled
 
 from jaxinf.core import batch_vmap
-from jaxinf.run import chips
+from jaxinf.run.chips import pod
 
-libtpu = pytest.importorskip("libtpu", reason="libtpu compiles for TPUs: pip install 'jaxinf[aot]'")
-
-TOPOLOGIES = {
-    "v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2",
-    "tpu7x": "tpu7x:2x2x1",
-}  # fmt: skip
-
-
-def devices(chip):
-    return np.array(chips.pod(TOPOLOGIES[chip]).devices)
+POD = np.array(pod("v5e:2x2").devices)
 
 
 def loss(q, k, v, bias, ids):
@@ -35,13 +27,11 @@ def shaped(sharding, *shape, dtype=jnp.bfloat16):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
-@pytest.mark.parametrize("chip", TOPOLOGIES)
+@pytest.mark.parametrize("chip", CHIPS)
 def test_forward_and_backward(chip, dtype):
-    one = NamedSharding(Mesh(devices(chip)[:1], ("x",)), PartitionSpec())
-    arrays = [shaped(one, 700, heads, 96, dtype=dtype) for heads in (4, 2, 2)]
-    bias, ids = shaped(one, 700, 700, dtype=dtype), shaped(one, 700, dtype=jnp.int32)
-    run = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)), out_shardings=one)
-    text = run.lower(*arrays, bias, ids).compile().as_text()
+    arrays = [shaped(None, 700, heads, 96, dtype=dtype) for heads in (4, 2, 2)]
+    bias, ids = shaped(None, 700, 700, dtype=dtype), shaped(None, 700, dtype=jnp.int32)
+    text = compiled(chip, jax.value_and_grad(loss, (0, 1, 2, 3)), *arrays, bias, ids).as_text()
     assert len(re.findall(r"custom-call\(.*tpu_custom_call", text)) == 2
 
 
@@ -49,7 +39,7 @@ def test_forward_and_backward(chip, dtype):
 def test_a_program_for_a_pod_holds_the_kernel(groups):
     """Each device has its examples, and its heads where these have keys of their own."""
     axes = ("data", "tensor")
-    mesh = Mesh(devices("v5e").reshape(2, 2), axes, axis_types=(AxisType.Auto,) * 2)
+    mesh = Mesh(POD.reshape(2, 2), axes, axis_types=(AxisType.Auto,) * 2)
     examples = NamedSharding(mesh, PartitionSpec("data"))
     q, kv = (shaped(examples, 4, 512, heads, 128) for heads in (4, groups))
     bias = shaped(NamedSharding(mesh, PartitionSpec()), 512, 512)
@@ -74,7 +64,7 @@ def test_a_program_for_a_pod_holds_the_kernel(groups):
 
 def test_inside_shard_map():
     """Each device has its examples; the cotangents of keys that all share are summed."""
-    mesh = Mesh(devices("v5e").reshape(4), ("data",), axis_types=(AxisType.Auto,))
+    mesh = Mesh(POD.reshape(4), ("data",), axis_types=(AxisType.Auto,))
     spread, whole = PartitionSpec("data"), PartitionSpec()
 
     def body(q, k, v):

@@ -1,43 +1,15 @@
 """The TPU's compiler takes the kernels, for every generation, without a TPU."""
 
-import os
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxinf_kernels.formats import INT8, Quantised
 from jaxinf_kernels.grouped_matmul import grouped_matmul
-
-from jaxinf.run import chips as _chips  # noqa: F401  (sets what libtpu reads before it starts)
-
-for name, value in (
-    ("TPU_SKIP_MDS_QUERY", "1"),
-    ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
-    ("TPU_WORKER_HOSTNAMES", "localhost"),
-    ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
-):
-    os.environ.setdefault(name, value)
-pytest.importorskip("libtpu")
-TOPOLOGIES = {
-    "v4": "v4:2x2x1",
-    "v5e": "v5e:2x2",
-    "v5p": "v5p:2x2x1",
-    "v6e": "v6e:2x2",
-    "tpu7x": "tpu7x:2x2x1",
-}
+from libtpu_compiler import CHIPS, compiled
 
 
-def compiled(chip, function, *shapes):
-    """Return the program for one core, and the number of kernels in it."""
-    from jax.experimental import topologies
-
-    found = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip])
-    one = NamedSharding(Mesh(np.array(found.devices)[:1], ("x",)), PartitionSpec())
-    placed = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=one), shapes)
-    text = jax.jit(function, out_shardings=one).lower(*placed).compile().as_text()
-    return text.count('custom_call_target="tpu_custom_call"')
+def kernels(chip, function, *shapes):
+    return compiled(chip, function, *shapes).as_text().count('custom_call_target="tpu_custom_call"')
 
 
 def shapes(kind, n=1000, k=1408, m=1100, groups=8):
@@ -49,7 +21,7 @@ def shapes(kind, n=1000, k=1408, m=1100, groups=8):
     return of((n, k), dtype), w, of((groups,), jnp.int32)
 
 
-@pytest.mark.parametrize("chip", TOPOLOGIES)
+@pytest.mark.parametrize("chip", CHIPS)
 @pytest.mark.parametrize("kind", ["bfloat16", "float32", "int8", "held"])
 def test_every_generation_takes_both_directions(chip, kind):
     def value(x, w, sizes):
@@ -63,19 +35,19 @@ def test_every_generation_takes_both_directions(chip, kind):
             y, pull = jax.vjp(lambda x, w: value(x, w, sizes), x, w)
         return y, pull(y)
 
-    assert compiled(chip, both, *shapes(kind)) == (2 if kind == "held" else 3)
+    assert kernels(chip, both, *shapes(kind)) == (2 if kind == "held" else 3)
 
 
-@pytest.mark.parametrize("chip", TOPOLOGIES)
+@pytest.mark.parametrize("chip", CHIPS)
 def test_blocks_for_no_chip_fit_every_chip(chip):
-    assert compiled(chip, grouped_matmul, *shapes("bfloat16", k=4096)) == 1
+    assert kernels(chip, grouped_matmul, *shapes("bfloat16", k=4096)) == 1
 
 
 @pytest.mark.parametrize("chip", ["v4", "v5p"])
 @pytest.mark.parametrize("kind", ["float32", "held"])
 def test_deep_products_fit(chip, kind):
     function = lambda *a: grouped_matmul(*a, chip=chip)  # noqa: E731
-    assert compiled(chip, function, *shapes(kind, n=2048, k=9000, m=2048)) == 1
+    assert kernels(chip, function, *shapes(kind, n=2048, k=9000, m=2048)) == 1
 
 
 def test_a_chip_without_int8_must_be_named():

@@ -4,50 +4,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxinf_kernels import lowbit_attention as low
 from jaxinf_kernels.attention import masks
 from jaxinf_kernels.chips import CHIPS
 from jaxinf_kernels.lowbit_attention import lowbit_attention
-
-pytest.importorskip("libtpu", reason="pip install 'jaxinf[aot]'")
-
-TOPOLOGIES = {
-    "v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"
-}  # fmt: skip
+from libtpu_compiler import CHIPS as NAMES
+from libtpu_compiler import compiled
 
 
-@functools.cache
-def one_chip(chip):
-    """A sharding on one chip that need not be there."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (
-            ("TPU_SKIP_MDS_QUERY", "1"), ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
-            ("TPU_WORKER_HOSTNAMES", "localhost"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
-        ):  # fmt: skip
-            patch.setenv(name, value)
-        found = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip])
-    return NamedSharding(Mesh(np.array(found.devices)[:1], ("x",)), PartitionSpec())
-
-
-def compiled(chip, function, n=384, m=512, heads=2, groups=1, d=128):
-    place = one_chip(chip)
+def program(chip, function, n=384, m=512, heads=2, groups=1, d=128):
     shapes = (n, heads, d), (m, groups, d), (m, groups, d)
-    args = [jax.ShapeDtypeStruct(s, jnp.bfloat16, sharding=place) for s in shapes]
-    return jax.jit(function, out_shardings=place).lower(*args).compile().as_text()
+    args = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in shapes]
+    return compiled(chip, function, *args).as_text()
 
 
-@pytest.mark.parametrize("chip", TOPOLOGIES)
+@pytest.mark.parametrize("chip", NAMES)
 @pytest.mark.parametrize("name", low.PRECISIONS)
 def test_every_format_compiles_for_every_chip(chip, name):
     run = functools.partial(
         lowbit_attention, precision=low.PRECISIONS[name], mask=masks.causal(128), chip=chip
     )
-    assert "tpu_custom_call" in compiled(chip, run)
+    assert "tpu_custom_call" in program(chip, run)
 
 
-@pytest.mark.parametrize("chip", TOPOLOGIES)
+@pytest.mark.parametrize("chip", NAMES)
 def test_what_pays_compiles_with_its_gradient(chip):
     precision = low.policy(CHIPS[chip]) or low.SAGE8
 
@@ -55,7 +35,7 @@ def test_what_pays_compiles_with_its_gradient(chip):
         found = lowbit_attention(q, k, v, precision=precision, mask=masks.causal(128), chip=chip)
         return jnp.sum(found.astype(jnp.float32))
 
-    text = compiled(chip, jax.grad(total, argnums=(0, 1, 2)))
+    text = program(chip, jax.grad(total, argnums=(0, 1, 2)))
     assert "tpu_custom_call" in text
 
 
@@ -77,9 +57,9 @@ def test_all_that_attention_can_do_compiles(name):
         run = functools.partial(
             lowbit_attention, precision=low.PRECISIONS[name], mask=seen, chip="v5e", **extra
         )
-        assert "tpu_custom_call" in compiled("v5e", run, n=n, m=m)
+        assert "tpu_custom_call" in program("v5e", run, n=n, m=m)
 
 
 def test_an_unknown_chip_has_int8():
     run = functools.partial(lowbit_attention, precision=low.SAGE8)
-    assert "tpu_custom_call" in compiled("v5e", run)
+    assert "tpu_custom_call" in program("v5e", run)

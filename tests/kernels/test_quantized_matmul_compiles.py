@@ -3,29 +3,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxinf_kernels.formats import E4M3, E5M2, INT4, INT8, MXFP4, MXFP8, NVFP4, quantise
 from jaxinf_kernels.quantized_matmul import quantized_linear, quantized_matmul, sparsify
+from libtpu_compiler import CHIPS, compiled
 
-from jaxinf.run.chips import pod
-
-pytest.importorskip("libtpu")
-TOPOLOGIES = {
-    "v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2",
-    "tpu7x": "tpu7x:2x2x1",
-}  # fmt: skip
 N, K, M = 37, 768, 200
 """None of them a multiple of a block."""
-
-
-def compiled(function, args, chip):
-    """Return the program that libtpu makes for one chip that is not there."""
-    device = np.array(pod(TOPOLOGIES[chip]).devices)[:1]
-    one = NamedSharding(Mesh(device, ("x",)), PartitionSpec())
-    placed = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=one), args)
-    return jax.jit(function, out_shardings=one).lower(*placed).compile().as_text()
 
 
 def held(form, of=0):
@@ -45,7 +29,7 @@ PATHS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("chip", TOPOLOGIES)
+@pytest.mark.parametrize("chip", CHIPS)
 @pytest.mark.parametrize("name", PATHS)
 def test_values_and_gradients_compile_for_every_tpu(name, chip):
     form, own, of = PATHS[name]
@@ -55,12 +39,12 @@ def test_values_and_gradients_compile_for_every_tpu(name, chip):
         out = quantized_matmul(x, w, activations=own, activation="gelu", chip=chip)
         return jnp.sum(out.astype(jnp.float32))
 
-    text = compiled(jax.value_and_grad(loss), (x, held(form, of)), chip)
+    text = compiled(chip, jax.value_and_grad(loss), x, held(form, of)).as_text()
     # the value with its activation, sums without it anew, and the product with the transpose
     assert text.count("tpu_custom_call") >= 3
 
 
-@pytest.mark.parametrize("chip", TOPOLOGIES)
+@pytest.mark.parametrize("chip", CHIPS)
 @pytest.mark.parametrize("forms", [(INT8, INT8), (E4M3, (E5M2, E4M3)), (NVFP4, NVFP4)])
 def test_training_compiles_for_every_tpu(forms, chip):
     x, w = (jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((N, K), (K, M)))
@@ -72,22 +56,22 @@ def test_training_compiles_for_every_tpu(forms, chip):
         return jnp.sum(out.astype(jnp.float32))
 
     key = jax.ShapeDtypeStruct((2,), jnp.uint32)
-    text = compiled(jax.value_and_grad(loss, (0, 1)), (x, w, key), chip)
+    text = compiled(chip, jax.value_and_grad(loss, (0, 1)), x, w, key).as_text()
     assert text.count("tpu_custom_call") >= 3  # the value, and both cotangents
 
 
-@pytest.mark.parametrize("chip", TOPOLOGIES)
+@pytest.mark.parametrize("chip", CHIPS)
 @pytest.mark.parametrize("name", ["w8a8", "w8a16", "w4a16 g128", "mxfp8", "nvfp4", "w8a8 g128"])
 def test_large_blocks_fit_the_memory_of_every_tpu(name, chip):
     form, own, _ = PATHS[name]
     x = jax.ShapeDtypeStruct((2048, 4096), jnp.bfloat16)
     w = jax.ShapeDtypeStruct((4096, 2048), jnp.float32)
     w = jax.eval_shape(partial(quantise, form=form, axis=-2), w)
-    text = compiled(partial(quantized_matmul, activations=own, chip=chip), (x, w), chip)
+    text = compiled(chip, partial(quantized_matmul, activations=own, chip=chip), x, w).as_text()
     assert "tpu_custom_call" in text
 
 
 def test_v4_has_to_be_told():
     x = jax.ShapeDtypeStruct((N, K), jnp.bfloat16)
     with pytest.raises(Exception, match=r"i8|int8|matmul"):
-        compiled(partial(quantized_matmul, activations=INT8), (x, held(INT8)), "v4")
+        compiled("v4", partial(quantized_matmul, activations=INT8), x, held(INT8))
