@@ -55,14 +55,15 @@ def compare(arrays: list[jax.Array], causal: bool, rounds: int) -> dict[str, Any
     apart = float(jnp.max(jnp.abs(ours(*arrays) - peer(*arrays))))
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
-        for function, found in zip((ours, peer), times, strict=True):
+        for function, taken in zip((ours, peer), times, strict=True):
             repeats = max(1, int(2**22 / arrays[0].shape[0] ** 2))
             started = time.perf_counter()
             for _ in range(repeats):
                 jax.block_until_ready(function(*arrays))
-            found.append((time.perf_counter() - started) / repeats)
+            taken.append((time.perf_counter() - started) / repeats)
     own, other = (float(np.median(found)) for found in times)
-    memory = [c.memory_analysis().temp_size_in_bytes for c in (ours, peer)]
+    found: list[Any] = [compiled.memory_analysis() for compiled in (ours, peer)]
+    memory = [one.temp_size_in_bytes for one in found]
     return {
         "milliseconds": round(1e3 * own, 3), "peer_milliseconds": round(1e3 * other, 3),
         "time": round(own / other, 3), "memory": round(memory[0] / max(1, memory[1]), 3),

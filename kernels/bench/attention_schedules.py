@@ -1,15 +1,20 @@
 """Attention's schedules on TPUs that are not here, beside those of JAX's and tokamax's kernels.
 
     python kernels/bench/attention_schedules.py --chips v5e v6e
+    python kernels/bench/attention_schedules.py --chips v6e --tune-only
 
 Causal attention in bfloat16, 8 heads of 4,096 tokens by 128, forwards and in reverse. Every kernel
 is compiled at several sizes of blocks and counted over the whole call: bundles of the schedule
-times how often they are passed. Peers are those that are installed (``pip install tokamax``).
+times how often they are passed. ``--tune-only`` writes the table by which attention chooses its
+blocks. Peers are those that are installed (``pip install tokamax``).
 Predictions: nothing is run, and waiting for memory is left out.
 """
 
+import json
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from jaxinf_kernels.static import tpu as static
@@ -20,9 +25,10 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import tyro  # noqa: E402
-from counting import Case, Visits, best, keep, sweep  # noqa: E402
+from counting import Case, Visits, best, keep, parts, sweep  # noqa: E402
 from jaxinf_kernels.attention import attention, masks  # noqa: E402
-from jaxinf_kernels.attention.tpu import Blocks  # noqa: E402
+from jaxinf_kernels.attention import blocks as blocks_module  # noqa: E402
+from jaxinf_kernels.attention.blocks import Blocks  # noqa: E402
 
 HEADS, TOKENS, WIDTH = 8, 4096, 128
 SIZES = ((512, 512, 512), (512, 1024, 512), (1024, 512, 512), (1024, 1024, 512),
@@ -81,11 +87,10 @@ def splash(sizes: Pieces) -> Iterator[Case]:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as peer
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as mask
 
-    pieces = peer.BlockSizes(
-        **dict(zip(("block_q", "block_kv", "block_kv_compute"), sizes, strict=True)),
-        **dict(zip(("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute"), sizes, strict=True)),
-        use_fused_bwd_kernel=True,
-    )
+    names = "block_q", "block_kv", "block_kv_compute"
+    given: dict[str, Any] = dict(zip(names, sizes, strict=True))
+    given |= dict(zip((f"{name}_dkv" for name in names[:2]), sizes[:2], strict=True))
+    pieces = peer.BlockSizes(**given, block_kv_dkv_compute=sizes[2], use_fused_bwd_kernel=True)
 
     def call(*args: Any) -> Any:
         shown = mask.MultiHeadMask([mask.CausalMask((TOKENS, TOKENS))] * HEADS)
@@ -121,10 +126,40 @@ def _splash(
     yield Case(f"{name}, reverse", sizes, grad(call), (q, q, q), {"splash_mha_dkv": visits})
 
 
+FORWARD = ((512, 512, 512), (512, 1024, 512), (1024, 1024, 512), (2048, 2048, 512),
+           (2048, 4096, 512))  # fmt: skip
+REVERSE = ((512, 512, 512), (512, 1024, 512), (1024, 512, 512), (1024, 1024, 512))
+
+
+def tune(chip: str) -> None:
+    """Write what the parts of this package's kernels cost on a chip."""
+    path = Path(blocks_module.__file__).parent / "costs.json"
+    table = json.loads(path.read_text()) if path.exists() else {}
+    table[chip] = {"made by": f"jax {jax.__version__}, libtpu {version('libtpu')}"}
+    for way, place, every in (("forward", 0, FORWARD), ("reverse", 1, REVERSE)):
+        rows = []
+        for sizes in every:
+            case = list(ours(sizes))[place]
+            found = parts(case, chip)
+            if found is None:
+                continue
+            (one,) = found.values()
+            first, last = one["before"][-1], one["after"][0]
+            once = sum(one["before"][:-1]) + sum(one["after"][1:])
+            cost = dict(step=one["step"], full=one["bodies"][0], masked=one["bodies"][1],
+                        first=first, last=last, once=once)  # fmt: skip
+            rows.append({"blocks": list(sizes), "cost": cost, "use": one["use"][0]})
+            print(chip, way, rows[-1], flush=True)
+        table[chip][way] = rows
+    text = json.dumps(table, indent=None).replace('{"blocks"', '\n  {"blocks"')
+    path.write_text(text.replace('], "', '],\n "').replace('}, "v', '},\n"v') + "\n")
+
+
 def main(
     chips: tuple[str, ...] = ("v5e", "v5p", "v6e", "tpu7x"),
     peers: tuple[str, ...] = ("ours", "flash", "splash", "tokamax"),
     sizes: tuple[Pieces, ...] = SIZES,
+    tune_only: bool = False,
 ) -> None:
     """Count kernels on chips.
 
@@ -132,8 +167,12 @@ def main(
       chips: names of TPUs.
       peers: whose kernels.
       sizes: of blocks: rows, columns, columns in a product.
+      tune_only: write the table by which attention chooses its blocks, and compare nothing.
     """
     for chip in chips:
+        if tune_only:
+            tune(chip)
+            continue
         cases = (case for name, size in product(peers, sizes) for case in globals()[name](size))
         rows = sweep(cases, chip)
         keep("attention_schedules", rows)

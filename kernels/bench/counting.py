@@ -76,6 +76,29 @@ def count(case: Case, chip: str) -> dict[str, Any]:
     return row | {"temporary": report.temporary, "seconds": round(time.time() - started, 1)}
 
 
+def parts(case: Case, chip: str) -> dict[str, dict[str, Any]] | None:
+    """Return by kernel what its parts cost, for tables; None where it does not compile."""
+    try:
+        report = static.report(case.call, *case.args, chip=chip)
+    except Exception as error:
+        print(f"{chip} {case.name} {case.sizes}: {str(error).splitlines()[0][:100]}", flush=True)
+        return None
+    found = {}
+    for begin in case.kernels:
+        (kernel,) = (k for k in report.kernels if k.name.startswith(begin))
+        (within,) = (n for n in kernel.root.walk() if any(p.multiplies for p in n.parts))
+        around = sum(n.bundles for n in kernel.root.walk() if any(p is within for p in n.parts))
+        at = [x for x, part in enumerate(within.parts) if part.multiplies]
+        found[begin] = {
+            "step": within.bundles + (around if within.kind == "branch" else 0),
+            "before": [part.bundles for part in within.parts[: at[0]]],
+            "bodies": [within.parts[x].bundles for x in at],
+            "use": [round(within.parts[x].mxu / within.parts[x].bundles, 3) for x in at],
+            "after": [part.bundles for part in within.parts[at[-1] + 1 :]],
+        }
+    return found
+
+
 def sweep(cases: Iterable[Case], chip: str) -> list[dict[str, Any]]:
     """Count cases, and say each as it comes."""
     rows = []

@@ -81,7 +81,7 @@ def attentions(precision: Any, outliers: bool, dtype: Any = jnp.bfloat16) -> Dra
         options = {} if precision is None else {"precision": precision}
         out = jax.jit(lambda *args, run=run, options=options: run(*args, **options))(q, k, v)
         with jax.enable_x64(True):
-            exact, _ = reference(*(np.asarray(a, np.float64) for a in (q, k, v)))
+            exact, _ = reference(*(jnp.asarray(a, jnp.float64) for a in (q, k, v)))
         yield out, exact
 
 
@@ -116,7 +116,7 @@ def caches(form: Any, outliers: bool) -> Drawn:
         cache = paged.write(cache, k, v, places)
         out = paged.decode_attention(q, cache, table, jnp.array([length], jnp.int32))
         with jax.enable_x64(True):
-            exact, _ = reference(*(np.asarray(a, np.float64) for a in (q, k, v)))
+            exact, _ = reference(*(jnp.asarray(a, jnp.float64) for a in (q, k, v)))
         yield out, exact
 
 

@@ -24,11 +24,12 @@ def compiled(chip, module, function="cases"):
         pytest.skip("ptxas compiles for GPUs: pip install 'jaxinf[aot]'")
     with tempfile.TemporaryDirectory() as where:
         result = Path(where) / "found.json"
+        paths = [str(HERE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         command = [sys.executable, "-m", "jaxinf_kernels.static", f"{module}:{function}"]
         done = subprocess.run(
             [*command, "--chip", chip, "--json", str(result)],
             cwd=HERE,
-            env=dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(HERE)),
+            env=dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=os.pathsep.join(paths)),
             capture_output=True,
             text=True,
             timeout=600,

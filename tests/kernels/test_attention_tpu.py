@@ -46,6 +46,14 @@ CASES = {
         lambda rng, heads: {"mask": masks.cells(rng.random((N, M)) < 0.5)},
     ),
     "no mask": (1, 1, 128, 128, tpu.Blocks(128, 256, 256), lambda rng, heads: {}),
+    "sums in idle columns": (
+        2, 1, 64, 128, tpu.Blocks(128, 256, 128),
+        lambda rng, heads: {"mask": masks.lengths(100, 9), "sinks": draw(rng, heads)},
+    ),
+    "half of them": (
+        2, 1, 64, 64, tpu.Blocks(128, 256, 128),
+        lambda rng, heads: {"mask": masks.causal(), "sinks": draw(rng, heads)},
+    ),
 }  # fmt: skip
 
 
@@ -58,7 +66,8 @@ def setting(name, dtype, seed=0, outliers=False):
     if outliers:
         k = k.at[:, :, 3].mul(8)
     empty = dict.fromkeys(("mask", "bias", "alibi", "sinks", "soft_cap"))
-    problem, given = prepare(q, k, v, **(empty | options(rng, heads)), scale=d**-0.5, how=How())
+    how = How(chip="v6e" if name == "sums in idle columns" else None)
+    problem, given = prepare(q, k, v, **(empty | options(rng, heads)), scale=d**-0.5, how=how)
     cotangents = draw(rng, 1, heads, N, e, dtype=dtype), draw(rng, 1, heads, N)
     return problem, given, blocks, cotangents
 

@@ -9,7 +9,7 @@ from jaxinf_kernels import attention as room
 from jaxinf_kernels import lowbit_attention as low
 from jaxinf_kernels.attention import masks
 from jaxinf_kernels.attention.api import prepare as as_problem
-from jaxinf_kernels.attention.tpu import Blocks
+from jaxinf_kernels.attention.blocks import Blocks
 from jaxinf_kernels.lowbit_attention import lowbit_attention, tpu
 from jaxinf_kernels.lowbit_attention.problem import LowBit
 from jaxinf_kernels.operation import How

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxinf_kernels.attention import on_tpu, xla
+from jaxinf_kernels.attention.blocks import Blocks
 from jaxinf_kernels.attention.masks import Mask, cells
 from jaxinf_kernels.attention.problem import Operands, Problem
-from jaxinf_kernels.attention.tpu import Blocks
 from jaxinf_kernels.operation import How, Kernels, asked, operation
 
 _attention = operation(

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinf_kernels.attention import tpu, tpu_backward
+from jaxinf_kernels.attention.blocks import blocks_for
 from jaxinf_kernels.attention.problem import Problem
 from jaxinf_kernels.divided import Letters, letters_of
 from jaxinf_kernels.operation import Kernel, Rule
@@ -36,7 +37,8 @@ def idle(spec: Any, arrays: Any) -> str | None:
 
 def attend(*arrays: Array, spec: Problem) -> tuple[Array, Array]:
     """See :func:`tpu.attend`."""
-    return tpu.attend(*arrays, spec=spec, blocks=_blocks(spec))
+    q, k, v, *_ = arrays
+    return tpu.attend(*arrays, spec=spec, blocks=blocks_for(spec, q, k, v))
 
 
 def pull(*args: Array, spec: Rule) -> tuple[Array, ...]:
@@ -46,7 +48,12 @@ def pull(*args: Array, spec: Rule) -> tuple[Array, ...]:
     given = problem.operands(arrays)
     active = problem.operands(spec.active)
     d_q, d_k, d_v, d_s = tpu_backward.pull(
-        problem, given, outputs, cotangents, bool(active.bias), _blocks(problem)
+        problem,
+        given,
+        outputs,
+        cotangents,
+        bool(active.bias),
+        blocks_for(problem, given.q, given.k, given.v, reverse=True),
     )
     found: list[Array] = []
     for on, like, value in zip(active[:3], given[:3], (d_q, d_k, d_v), strict=True):
@@ -110,10 +117,6 @@ def _letters(spec: Problem, arrays: Any) -> list[str]:
 def _problem(spec: Rule) -> Problem:
     problem: Any = spec.spec
     return problem
-
-
-def _blocks(spec: Problem) -> tpu.Blocks:
-    return spec.how.blocks or tpu.Blocks()
 
 
 VALUE = Kernel(attend, refusal, idle)

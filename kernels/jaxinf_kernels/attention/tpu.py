@@ -6,7 +6,7 @@ row's end.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,27 +15,18 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
+from jaxinf_kernels.attention.blocks import Blocks
 from jaxinf_kernels.attention.masks import FULL, MIXED, ROW, SCALAR
 from jaxinf_kernels.attention.problem import Problem, score
 from jaxinf_kernels.attention.schedule import FIRST, LAST, Sizes, at_run_time, edged, schedule
 from jaxinf_kernels.attention.tpu_blocks import Visits, lanes, padded
+from jaxinf_kernels.chips import Chip
 from jaxinf_kernels.tiles import LANES, precise, up
 
 LOWEST = -0.7 * float(np.finfo(np.float32).max)
 """Logits of what is not seen. Running maxima start from half of it: so the weight of what is not
 seen is zero, also where nothing has been."""
 LOG2E = float(np.log2(np.e))
-
-
-class Blocks(NamedTuple):
-    """How a kernel goes about."""
-
-    rows: int = 512
-    """Queries in a block."""
-    columns: int = 512
-    """Keys in a block of memory."""
-    inner: int = 512
-    """Keys in a product."""
 
 
 def attend(
@@ -59,6 +50,7 @@ def attend(
         jax.ShapeDtypeStruct((batch, heads, lse_rows, e), v.dtype),
         jax.ShapeDtypeStruct((batch, heads, 1, lse_rows), jnp.float32),
     )
+    spare = idle_columns(e, spec.how.known)
     steps = len(plan.kinds)
     seen = int(((plan.kinds & 3) > 0).sum())
     cost = pl.CostEstimate(
@@ -68,7 +60,7 @@ def attend(
         + batch * heads * n * (e * v.dtype.itemsize + 4),
     )
     out, lse = pl.pallas_call(
-        partial(_forward, spec, partial(edged, spec, m, columns), visited.names, inner),
+        partial(_forward, spec, partial(edged, spec, m, columns), visited.names, inner, spare),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
             grid=(batch, heads, steps),
@@ -76,9 +68,9 @@ def attend(
             out_specs=(visited.row(e), visited.row_of_numbers()),
             scratch_shapes=[
                 pltpu.VMEM((rows, LANES), jnp.float32),
-                pltpu.VMEM((rows, LANES), jnp.float32),
-                pltpu.VMEM((rows, e), jnp.float32),
-            ],
+                pltpu.VMEM((rows, e + spare), jnp.float32),
+            ]
+            + [pltpu.VMEM((rows, LANES), jnp.float32)] * (spare == 0),
         ),
         out_shape=out_shape,
         compiler_params=pltpu.CompilerParams(
@@ -90,6 +82,15 @@ def attend(
         name="attention",
     )(jnp.asarray(plan.rows), jnp.asarray(plan.columns), kinds, *args)
     return out[:, :, :n], lse[:, :, 0, :n]
+
+
+def idle_columns(width: int, chip: Chip | None) -> int:
+    """Return how many columns of a matrix unit are idle that values' products can sum weights in.
+
+    Columns of ones beside the values make the sums of their weights, in as many lanes, at no cost.
+    """
+    unit = LANES if chip is None else chip.unit
+    return min(up(width, unit) - width, LANES - width % LANES)
 
 
 def logits(
@@ -143,12 +144,13 @@ def finished(
 
 
 def _forward(
-    spec: Problem, edge: Any, names: list[str], inner: int, rows: Any, columns: Any, kinds: Any,
-    *refs: Any
+    spec: Problem, edge: Any, names: list[str], inner: int, spare: int, rows: Any, columns: Any,
+    kinds: Any, *refs: Any
 ) -> None:  # fmt: skip
-    """Visit a block of keys."""
+    """Visit a block of keys; where columns are ``spare``, ones there make the weights' sums."""
     inputs = dict(zip(names, refs, strict=False))
-    out_ref, lse_ref, top_ref, sum_ref, mean_ref = refs[len(names) :]
+    out_ref, lse_ref, top_ref, mean_ref, *own_sum = refs[len(names) :]
+    width_v = out_ref.shape[3]
     step = pl.program_id(2)
     own = pl.program_id(0) if kinds.shape[0] > 1 else 0
     kind = kinds[own, step]
@@ -158,15 +160,18 @@ def _forward(
 
     @pl.when((kind & FIRST) != 0)
     def start() -> None:
-        if "sinks" in inputs:
-            sink = inputs["sinks"][0, 0] * LOG2E
-            top_ref[...] = jnp.broadcast_to(sink, top_ref.shape)
-            lane = jax.lax.broadcasted_iota(jnp.int32, sum_ref.shape, 1)
-            sum_ref[...] = jnp.where(lane == 0, 1.0, 0.0)
-        else:
-            top_ref[...] = jnp.full(top_ref.shape, LOWEST / 2, jnp.float32)
-            sum_ref[...] = jnp.zeros(sum_ref.shape, jnp.float32)
         mean_ref[...] = jnp.zeros(mean_ref.shape, jnp.float32)
+        for ref in own_sum:
+            ref[...] = jnp.zeros(ref.shape, jnp.float32)
+        if "sinks" not in inputs:
+            top_ref[...] = jnp.full(top_ref.shape, LOWEST / 2, jnp.float32)
+            return
+        top_ref[...] = jnp.broadcast_to(inputs["sinks"][0, 0] * LOG2E, top_ref.shape)
+        if spare:
+            mean_ref[:, width_v:] = jnp.ones((height, spare), jnp.float32)
+        else:
+            lane = jax.lax.broadcasted_iota(jnp.int32, own_sum[0].shape, 1)
+            own_sum[0][...] = jnp.where(lane == 0, 1.0, 0.0)
 
     def visit(masked: bool) -> None:
         q = q_ref[0, 0]
@@ -179,15 +184,19 @@ def _forward(
             v = v_ref[0, 0, part, :]
             p = p.astype(v.dtype)
             fall = jnp.exp2(before - top)
-            total = sum_ref[...] * fall
-            for lane in range(0, inner, LANES):
-                total += p[:, lane : lane + LANES].astype(jnp.float32)
+            if spare:
+                v = jnp.concatenate([v, jnp.ones((inner, spare), v.dtype)], axis=1)
+            for ref in own_sum:
+                total = ref[...] * fall
+                for lane in range(0, inner, LANES):
+                    total += p[:, lane : lane + LANES].astype(jnp.float32)
+                ref[...] = total
             contract = (((1,), (0,)), ((), ()))
             mean = jax.lax.dot_general(
                 p, v, contract, precision=precise(v.dtype), preferred_element_type=jnp.float32
             )
             mean_ref[...] = mean_ref[...] * lanes(fall, v.shape[1]) + mean
-            top_ref[...], sum_ref[...] = top, total
+            top_ref[...] = top
 
     pl.when((kind & 3) == FULL)(partial(visit, False))
     if edge(None) is not None:
@@ -195,8 +204,14 @@ def _forward(
 
     @pl.when((kind & LAST) != 0)
     def end() -> None:
-        total = jnp.sum(sum_ref[...], axis=1, keepdims=True)
-        out = mean_ref[...] * jnp.where(total > 0, 1 / total, 0)
+        if spare == LANES:
+            total = mean_ref[:, width_v:]
+        elif spare:
+            total = jnp.broadcast_to(mean_ref[:, width_v : width_v + 1], top_ref.shape)
+        else:
+            total = jnp.sum(own_sum[0][...], axis=1, keepdims=True)
+            total = jnp.broadcast_to(total, top_ref.shape)
+        out = mean_ref[:, :width_v] * lanes(jnp.where(total > 0, 1 / total, 0), width_v)
         out_ref[0, 0] = out.astype(out_ref.dtype)
         # a row of numbers is made of two columns by one transpose
         lane = jax.lax.broadcasted_iota(jnp.int32, top_ref.shape, 1)

@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
+from jaxinf_kernels.attention.blocks import Blocks
 from jaxinf_kernels.attention.masks import COLUMN, FULL, MIXED, SCALAR
 from jaxinf_kernels.attention.problem import Operands, Problem, score, slope_of
 from jaxinf_kernels.attention.schedule import (
@@ -26,7 +27,7 @@ from jaxinf_kernels.attention.schedule import (
     edged,
     schedule,
 )
-from jaxinf_kernels.attention.tpu import LOG2E, LOWEST, Blocks
+from jaxinf_kernels.attention.tpu import LOG2E, LOWEST
 from jaxinf_kernels.attention.tpu_blocks import Visits, lanes, padded
 from jaxinf_kernels.tiles import LANES, filled_up, precise, up
 

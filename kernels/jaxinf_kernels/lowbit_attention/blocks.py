@@ -1,6 +1,6 @@
 """Sizes of blocks by chip."""
 
-from jaxinf_kernels.attention.tpu import Blocks
+from jaxinf_kernels.attention.blocks import Blocks
 from jaxinf_kernels.chips import Chip
 from jaxinf_kernels.lowbit_attention.precision import Precision
 

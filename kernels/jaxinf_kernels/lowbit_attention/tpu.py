@@ -15,10 +15,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
+from jaxinf_kernels.attention.blocks import Blocks
 from jaxinf_kernels.attention.masks import FULL, MIXED
 from jaxinf_kernels.attention.problem import Operands
 from jaxinf_kernels.attention.schedule import FIRST, LAST, Sizes, at_run_time, edged, schedule
-from jaxinf_kernels.attention.tpu import LOG2E, LOWEST, Blocks, finished, unit
+from jaxinf_kernels.attention.tpu import LOG2E, LOWEST, finished, unit
 from jaxinf_kernels.attention.tpu_blocks import Visits, lanes, padded, share
 from jaxinf_kernels.chips import Chip
 from jaxinf_kernels.formats import E4M3, INT4, INT8, Format

@@ -114,7 +114,8 @@ def report(function: Callable[..., Any], *args: Any, chip: str) -> Report:
         compiled = traced.lower(lowering_platforms=("cuda",)).compile()
         texts = [path.read_text(errors="replace") for path in sorted(Path(where).glob("*.ptxas"))]
     kernels = tuple(kernel for text in texts for kernel in read(text))
-    return Report(kernels, compiled.memory_analysis().temp_size_in_bytes, compiled.as_text())
+    memory: Any = compiled.memory_analysis()
+    return Report(kernels, memory.temp_size_in_bytes, compiled.as_text() or "")
 
 
 def read(text: str) -> list[Kernel]:

@@ -163,8 +163,8 @@ def report(function: Callable[..., Any], *args: Any, chip: str) -> Report:
     kernels = tuple(_read(path, fresh) for path in fresh if _is_kernel(path))
     for path in fresh:
         path.unlink()
-    memory = compiled.memory_analysis()
-    return Report(kernels, memory.temp_size_in_bytes, compiled.as_text())
+    memory: Any = compiled.memory_analysis()
+    return Report(kernels, memory.temp_size_in_bytes, compiled.as_text() or "")
 
 
 def _is_kernel(path: Path) -> bool:
