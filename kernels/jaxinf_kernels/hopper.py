@@ -35,6 +35,8 @@ WARPGROUP_ROWS = 64
 """Rows of the left operand that a warpgroup multiplies in one instruction."""
 MEMORY = 232448
 """Bytes of shared memory that a block can have on an H100 and an H200."""
+COMPUTING, BRINGING = 232, 40
+"""Registers of a thread of two computing warpgroups, and of one that moves memory."""
 PARAMS = plgpu.CompilerParams(approx_math=True)
 
 MATRIX = plgpu.Layout.WGMMA
@@ -101,13 +103,19 @@ def product(
       The product, in registers.
     """
 
-    def run(acc: Any) -> Any:
-        multiply(acc, a, b, interpret=interpret)
+    if interpret:
+        found = _plain(a, b, dtype)
         if during is not None:
             during()
-        return value(acc)
+        return found
 
-    return accumulated((a.shape[0], b.shape[1]), run, interpret=interpret, dtype=dtype)
+    def run(acc: Any) -> Any:
+        plgpu.wgmma(acc, a, b)
+        if during is not None:
+            during()
+        return acc[...]
+
+    return pl.run_scoped(run, plgpu.ACC((a.shape[0], b.shape[1]), dtype))
 
 
 def added(*terms: tuple[Any, Any, Any], interpret: bool, during: Any = None) -> tuple[Any, ...]:
@@ -122,9 +130,10 @@ def added(*terms: tuple[Any, Any, Any], interpret: bool, during: Any = None) -> 
       The sums.
     """
     if interpret:
+        found = tuple(total + _plain(a, b, total.dtype) for total, a, b in terms)
         if during is not None:
             during()
-        return tuple(total + _plain(a, b, total.dtype) for total, a, b in terms)
+        return found
 
     def run(accumulators: Any) -> None:
         for acc, (_, a, b) in zip(accumulators, terms, strict=True):
@@ -137,9 +146,22 @@ def added(*terms: tuple[Any, Any, Any], interpret: bool, during: Any = None) -> 
 
 def accumulated(
     shape: tuple[int, int], function: Callable[..., Any], *, interpret: bool,
-    dtype: Any = jnp.float32,
+    dtype: Any = jnp.float32, held: Any = None,
 ) -> Any:  # fmt: skip
-    """Call a function with an accumulator that is 0, and return what it returns."""
+    """Call a function with an accumulator that is 0, and return what it returns.
+
+    Args:
+      shape: of the accumulator.
+      function: of the accumulator.
+      interpret: whether products are JAX's own.
+      dtype: of the sums; int32 for whole numbers.
+      held: a warpgroup's part of a scratch made by :func:`holding`, which interprets the
+        accumulator. Without it registers are interpreted, which race detection takes for a race
+        where a kernel has more than one block of threads.
+
+    Returns:
+      What the function returns.
+    """
     if not interpret:
         return pl.run_scoped(function, plgpu.ACC(shape, dtype))
 
@@ -147,7 +169,12 @@ def accumulated(
         acc[...] = jnp.zeros(shape, dtype)
         return function(acc)
 
-    return pl.run_scoped(run, plgpu.REGS(shape, dtype))
+    return run(held) if held is not None else pl.run_scoped(run, plgpu.REGS(shape, dtype))
+
+
+def holding(shape: tuple[int, ...], *, interpret: bool, dtype: Any = jnp.float32) -> Any:
+    """Return the type of a kernel's scratch that interprets accumulators; None when compiled."""
+    return plgpu.SMEM(shape, dtype) if interpret else None
 
 
 def multiply(acc: Any, a: Any, b: Any, *, interpret: bool) -> None:
@@ -171,6 +198,6 @@ def value(acc: Any) -> Any:
 
 def _plain(a: Any, b: Any, dtype: Any) -> Any:
     """Return a @ b by JAX, its terms and sums in the accumulator's dtype."""
-    return jax.lax.dot(
-        a[...].astype(dtype), b[...].astype(dtype), precision=jax.lax.Precision.HIGHEST
-    )
+    left, right = a[...].astype(dtype), b[...].astype(dtype)
+    plgpu.commit_smem()  # blocks were read as an instruction of the tensor cores reads them
+    return jax.lax.dot(left, right, precision=jax.lax.Precision.HIGHEST)
