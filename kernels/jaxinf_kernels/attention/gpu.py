@@ -19,6 +19,7 @@ from jaxinf_kernels import hopper
 from jaxinf_kernels.attention.gpu_blocks import (
     LOG2E,
     LOWEST,
+    WIDTH,
     Blocks,
     Finish,
     cut,
@@ -29,6 +30,7 @@ from jaxinf_kernels.attention.gpu_blocks import (
 from jaxinf_kernels.attention.problem import Problem
 from jaxinf_kernels.attention.schedule import Sizes
 from jaxinf_kernels.hopper import DOWN, MATRIX, rows_of
+from jaxinf_kernels.tiles import up
 
 ROWS = hopper.WARPGROUP_ROWS
 
@@ -40,13 +42,13 @@ def attend(
     given = spec.operands(arrays)
     (_, heads, n, _), (_, groups, m, e) = given.q.shape, given.v.shape
     batch, dtype = max(a.shape[0] for a in arrays), given.v.dtype
-    widths = [-(-a.shape[3] // 64) * 64 for a in (given.q, given.v)]
+    widths = [up(a.shape[3], WIDTH) for a in (given.q, given.v)]
     blocks = blocks.fitting(*widths, dtype.itemsize)
     assert blocks.columns and blocks.stages
     sizes = cut(n, m, blocks.rows, blocks.columns)
     filled, names = padded(spec, given, sizes.rows, sizes.columns)
     table = lines(spec, given, sizes, by_rows=True)
-    workers, wide = sizes.rows // ROWS, max(widths)
+    workers = sizes.rows // ROWS
     height, stages = filled[0].shape[2], blocks.stages
     out, lse = plgpu.kernel(
         partial(_kernel, spec, sizes, names, heads // groups, stages, bool(interpret)),
@@ -59,9 +61,10 @@ def attend(
         num_threads=workers + 1,
         thread_name="wg",
         scratch_types=dict(
-            q=hopper.block((workers, ROWS, wide), dtype),
+            q=hopper.block((workers, ROWS, widths[0]), dtype),
             k=hopper.block((stages, sizes.columns, widths[0]), dtype),
             v=hopper.block((stages, sizes.columns, widths[1]), dtype),
+            result=hopper.block((workers, ROWS, widths[1]), dtype) if widths[0] != widths[1] else None,
             sums=plgpu.SMEM((workers, ROWS), jnp.float32),
             here=plgpu.Barrier(num_barriers=workers),
             k_full=plgpu.Barrier(num_barriers=stages),
@@ -78,8 +81,8 @@ def attend(
 
 def _kernel(
     spec: Problem, sizes: Sizes, names: list[str], shared: int, stages: int, interpret: bool,
-    *refs: Any, q: Any, k: Any, v: Any, sums: Any, here: Any, k_full: Any, v_full: Any,
-    k_free: Any, v_free: Any, places: Any,
+    *refs: Any, q: Any, k: Any, v: Any, result: Any, sums: Any, here: Any, k_full: Any,
+    v_full: Any, k_free: Any, v_free: Any, places: Any,
 ) -> None:  # fmt: skip
     """Attend from a block of rows."""
     inputs = dict(zip(names, refs, strict=False))
@@ -99,15 +102,15 @@ def _kernel(
         plgpu.set_max_registers(hopper.COMPUTING, action="increase")
         finish = Finish(spec, sizes.m, sizes.columns, inputs, batch, head)
         first = line * sizes.rows + me * ROWS
-        mine, d, e = q.at[me], k.shape[2], v.shape[2]
+        mine = q.at[me]
         part = pl.ds(first, ROWS)
         rows = inputs["q"].at[of(inputs["q"], batch), head, part]
-        plgpu.copy_gmem_to_smem(rows, mine.at[:, pl.ds(0, d)], here.at[me])
+        plgpu.copy_gmem_to_smem(rows, mine, here.at[me])
         top, total = (hopper.filled((ROWS,), x, DOWN) for x in (LOWEST, 0.0))
         if "sinks" in inputs:
             sink = inputs["sinks"][of(inputs["sinks"], batch), head] * LOG2E
             top, total = plgpu.layout_cast(jnp.broadcast_to(sink, (ROWS,)), DOWN), total + 1.0
-        mean = hopper.filled((ROWS, e), 0.0, MATRIX)
+        mean = hopper.filled((ROWS, v.shape[2]), 0.0, MATRIX)
         plgpu.barrier_wait(here.at[me])
 
         def change() -> None:
@@ -120,9 +123,7 @@ def _kernel(
             slot = hopper.slot(step - begin, stages)
             plgpu.barrier_wait(k_full.at[slot])
             keys = k.at[slot].transpose((1, 0))
-            s = hopper.product(
-                mine.at[:, pl.ds(0, d)], keys, interpret=interpret, during=change
-            )
+            s = hopper.product(mine, keys, interpret=interpret, during=change)
             plgpu.barrier_arrive(k_free.at[slot])
             found = finish(s, (first, place_of(step)), masked)
             new = jnp.maximum(top, jnp.max(found.s, axis=1) * found.factor)
@@ -148,11 +149,11 @@ def _kernel(
         there = total > 0
         safe = jnp.where(there, total, 1.0)
         share = jnp.where(there, 1 / safe, 0.0)
-        result = mine.at[:, pl.ds(0, e)]
-        result[...] = (mean * rows_of(share, mean.shape)).astype(out_ref.dtype)
+        to = mine if result is None else result.at[me]
+        to[...] = (mean * rows_of(share, mean.shape)).astype(out_ref.dtype)
         sums[me] = jnp.where(there, top / LOG2E + jnp.log(safe), -jnp.inf)
         plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(result, out_ref.at[batch, head, part])
+        plgpu.copy_smem_to_gmem(to, out_ref.at[batch, head, part])
         plgpu.copy_smem_to_gmem(sums.at[me], lse_ref.at[batch, head, part])
         plgpu.wait_smem_to_gmem(0)
 

@@ -16,7 +16,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
 from jaxinf_kernels import hopper
-from jaxinf_kernels.attention.masks import COLUMN, EMPTY, FULL, MIXED, ROW, SCALAR
+from jaxinf_kernels.attention.masks import COLUMN, EMPTY, FULL, MIXED, ROW, SCALAR, _Both, _Not
 from jaxinf_kernels.attention.problem import Operands, Problem
 from jaxinf_kernels.attention.schedule import Schedule, Sizes, at_run_time, edged, schedule
 from jaxinf_kernels.tiles import filled_up, up
@@ -49,10 +49,10 @@ class Blocks(NamedTuple):
         """Return sizes for head dimensions that are filled up."""
         line = (d + e) * itemsize
         columns = self.columns or (128 if max(d, e) <= 128 else 64)
-        room = hopper.MEMORY - RESERVED - self.rows * max(d, e) * itemsize
+        room = hopper.MEMORY - RESERVED - self.rows * (d + e * (e != d)) * itemsize
         stages = self.stages or max(1, min(4, room // (line * columns)))
         room = hopper.MEMORY - RESERVED - self.rows * line
-        back = self.back_columns or (64 if 2 * 64 * line <= room else 32)
+        back = self.back_columns or 64
         back_stages = self.back_stages or max(1, min(4, room // (line * back)))
         return Blocks(self.rows, columns, stages, back, back_stages)
 
@@ -189,7 +189,7 @@ class Finish:
         if masked:
             mask = self.edge([self._leaf(x, first, shape) for x in range(len(spec.kinds))])
             if mask is not None:
-                s = jnp.where(mask.sees(i, j), s, -jnp.inf)
+                s = jnp.where(seen(mask.term, i, j), s, -jnp.inf)
         return Scores(s, factor, bend)
 
     def _leaf(self, number: int, first: tuple[Any, Any], shape: tuple[int, int]) -> Any:
@@ -211,6 +211,15 @@ class Finish:
         down, across = first[self.down], first[1 - self.down]
         block = ref.at[(*at, pl.ds(down, shape[0]), pl.ds(across, shape[1]))]
         return plgpu.load(block, layout=hopper.MATRIX, optimized=False)
+
+
+def seen(term: Any, i: Any, j: Any) -> Any:
+    """Return what a mask's term sees: Mosaic has no way from a number back to a truth value."""
+    if isinstance(term, _Both):
+        return seen(term.first, i, j) & seen(term.second, i, j)
+    if isinstance(term, _Not):
+        return jnp.where(seen(term.inner, i, j), 0, 1) == 1
+    return term.sees(i, j)
 
 
 def tanh(x: Any) -> Any:
