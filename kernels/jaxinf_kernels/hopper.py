@@ -35,7 +35,7 @@ WARPGROUP_ROWS = 64
 """Rows of the left operand that a warpgroup multiplies in one instruction."""
 MEMORY = 232448
 """Bytes of shared memory that a block can have on an H100 and an H200."""
-COMPUTING, BRINGING = 232, 40
+COMPUTING, BRINGING = 240, 24
 """Registers of a thread of two computing warpgroups, and of one that moves memory."""
 PARAMS = plgpu.CompilerParams(approx_math=True)
 
@@ -47,18 +47,32 @@ ACROSS = plgpu.Layout.WGMMA.reduce(0)
 """A number for each column of a matrix."""
 
 
-def tiled(width: int, dtype: Any) -> tuple[Any, Any]:
-    """Return the tiling and the swizzle of a block whose last axis has so many numbers."""
+def tiled(width: int, dtype: Any, most: int = 128) -> tuple[Any, Any]:
+    """Return the tiling and the swizzle of a block whose last axis has so many numbers.
+
+    Args:
+      width: of the last axis.
+      dtype: of the numbers.
+      most: bytes of the swizzle at most. Sums over the rows of a right operand that is not
+        transposed are over a multiple of as many bytes.
+
+    Returns:
+      The transforms.
+    """
     bits = jnp.dtype(dtype).itemsize * 8
-    swizzle = next((b for b in (128, 64, 32) if width * bits % (b * 8) == 0), None)
+    widths = (b for b in (128, 64, 32) if b <= most and width * bits % (b * 8) == 0)
+    swizzle = next(widths, None)
     if swizzle is None:
         raise ValueError(f"a row of a block has a multiple of 32 bytes, got {width} of {dtype}.")
     return plgpu.TilingTransform((8, swizzle * 8 // bits)), plgpu.SwizzleTransform(swizzle)
 
 
-def block(shape: tuple[int, ...], dtype: Any) -> Any:
-    """Return a block of shared memory for operands: the last two axes are rows and columns."""
-    return plgpu.SMEM(shape, dtype, transforms=tiled(shape[-1], dtype))
+def block(shape: tuple[int, ...], dtype: Any, most: int = 128) -> Any:
+    """Return a block of shared memory for operands: the last two axes are rows and columns.
+
+    Operands of a product have one swizzle; ``most`` as in :func:`tiled`.
+    """
+    return plgpu.SMEM(shape, dtype, transforms=tiled(shape[-1], dtype, most))
 
 
 def filled(shape: tuple[int, ...], number: float, layout: Any, dtype: Any = jnp.float32) -> Any:
@@ -102,7 +116,6 @@ def product(
     Returns:
       The product, in registers.
     """
-
     if interpret:
         found = _plain(a, b, dtype)
         if during is not None:
@@ -116,6 +129,19 @@ def product(
         return acc[...]
 
     return pl.run_scoped(run, plgpu.ACC((a.shape[0], b.shape[1]), dtype))
+
+
+def products(*pairs: tuple[Any, Any], interpret: bool, dtype: Any = jnp.float32) -> Any:
+    """Return a @ b for each pair, of which all are under way at once; as :func:`product`."""
+    if interpret:
+        return tuple(_plain(a, b, dtype) for a, b in pairs)
+
+    def run(*accumulators: Any) -> Any:
+        for acc, (a, b) in zip(accumulators, pairs, strict=True):
+            plgpu.wgmma(acc, a, b)
+        return tuple(acc[...] for acc in accumulators)
+
+    return pl.run_scoped(run, *(plgpu.ACC((a.shape[0], b.shape[1]), dtype) for a, b in pairs))
 
 
 def added(*terms: tuple[Any, Any, Any], interpret: bool, during: Any = None) -> tuple[Any, ...]:

@@ -44,12 +44,12 @@ def attend(
     batch, dtype = max(a.shape[0] for a in arrays), given.v.dtype
     widths = [up(a.shape[3], WIDTH) for a in (given.q, given.v)]
     blocks = blocks.fitting(*widths, dtype.itemsize)
-    assert blocks.columns and blocks.stages
     sizes = cut(n, m, blocks.rows, blocks.columns)
     filled, names = padded(spec, given, sizes.rows, sizes.columns)
     table = lines(spec, given, sizes, by_rows=True)
     workers = sizes.rows // ROWS
     height, stages = filled[0].shape[2], blocks.stages
+    result = workers, ROWS, widths[1]
     out, lse = plgpu.kernel(
         partial(_kernel, spec, sizes, names, heads // groups, stages, bool(interpret)),
         out_type=(
@@ -64,7 +64,7 @@ def attend(
             q=hopper.block((workers, ROWS, widths[0]), dtype),
             k=hopper.block((stages, sizes.columns, widths[0]), dtype),
             v=hopper.block((stages, sizes.columns, widths[1]), dtype),
-            result=hopper.block((workers, ROWS, widths[1]), dtype) if widths[0] != widths[1] else None,
+            result=None if widths[0] == widths[1] else hopper.block(result, dtype),
             sums=plgpu.SMEM((workers, ROWS), jnp.float32),
             here=plgpu.Barrier(num_barriers=workers),
             k_full=plgpu.Barrier(num_barriers=stages),

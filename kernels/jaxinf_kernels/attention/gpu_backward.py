@@ -85,13 +85,12 @@ def _queries(
 ) -> Array:  # fmt: skip
     """Return the cotangent of the queries."""
     (_, heads, n, width), (_, groups, m, _) = given.q.shape, given.k.shape
-    assert blocks.back_columns and blocks.back_stages
     sizes = cut(n, m, blocks.rows, blocks.back_columns)
     filled, names = _filled(spec, given, (d_out, lse, delta), sizes)
     table = lines(spec, given, sizes, by_rows=True)
     workers, stages = sizes.rows // ROWS, blocks.back_stages
     (_, _, height, d), e, dtype = filled[0].shape, up(given.v.shape[3], WIDTH), given.q.dtype
-    batch = d_out.shape[0]
+    batch, block = d_out.shape[0], partial(_block, dtype, sizes.columns)
     d_q = plgpu.kernel(
         partial(_for_queries, spec, sizes, names, heads // groups, bool(interpret)),
         out_type=jax.ShapeDtypeStruct((batch, heads, height, d), dtype),
@@ -100,10 +99,10 @@ def _queries(
         num_threads=workers + 1,
         thread_name="wg",
         scratch_types=dict(
-            q=hopper.block((workers, ROWS, d), dtype),
-            o=hopper.block((workers, ROWS, e), dtype),
-            k=hopper.block((stages, sizes.columns, d), dtype),
-            v=hopper.block((stages, sizes.columns, e), dtype),
+            q=block((workers, ROWS, d)),
+            o=block((workers, ROWS, e)),
+            k=block((stages, sizes.columns, d)),
+            v=block((stages, sizes.columns, e)),
             here=plgpu.Barrier(num_arrivals=2, num_barriers=workers),
             k_full=plgpu.Barrier(num_barriers=stages),
             v_full=plgpu.Barrier(num_barriers=stages),
@@ -114,6 +113,11 @@ def _queries(
         interpret=interpret or None,
     )(*filled, *table)
     return d_q[:, :, :n, :width]
+
+
+def _block(dtype: Any, streamed: int, shape: tuple[int, ...]) -> Any:
+    """Return a block of operands where sums go over so many rows of those that are streamed."""
+    return hopper.block(shape, dtype, min(128, streamed * dtype.itemsize))
 
 
 def _weights(scores: Scores, lse: Any) -> Any:
@@ -201,7 +205,6 @@ def _keys(
 ) -> dict[str, Array]:  # fmt: skip
     """Return the cotangents of keys, of values or of both."""
     (_, heads, n, _), (_, groups, m, _) = given.q.shape, given.k.shape
-    assert blocks.back_columns and blocks.back_stages
     sizes = cut(m, n, blocks.rows, blocks.back_columns)
     sizes = Sizes(n, m, sizes.columns, sizes.rows)
     arrays, names = _filled(spec, given, (d_out, lse, delta), sizes)
@@ -209,7 +212,7 @@ def _keys(
     table: Lines = lines(spec, given, sizes, by_rows=False)
     workers, stages = sizes.columns // ROWS, blocks.back_stages
     (_, _, width, d), e, dtype = filled[1].shape, filled[2].shape[3], given.k.dtype
-    batch, wide = d_out.shape[0], {"k": d, "v": e}
+    batch, wide, block = d_out.shape[0], {"k": d, "v": e}, partial(_block, dtype, sizes.rows)
     out = plgpu.kernel(
         partial(_for_keys, spec, sizes, names, want, heads // groups, bool(interpret)),
         out_type=[jax.ShapeDtypeStruct((batch, groups, width, wide[x]), dtype) for x in want],
@@ -218,10 +221,10 @@ def _keys(
         num_threads=workers + 1,
         thread_name="wg",
         scratch_types=dict(
-            k=hopper.block((workers, ROWS, d), dtype),
-            v=hopper.block((workers, ROWS, e), dtype),
-            q=hopper.block((stages, sizes.rows, d), dtype),
-            o=hopper.block((stages, sizes.rows, e), dtype),
+            k=block((workers, ROWS, d)),
+            v=block((workers, ROWS, e)),
+            q=block((stages, sizes.rows, d)),
+            o=block((stages, sizes.rows, e)),
             lse=plgpu.SMEM((stages, sizes.rows), jnp.float32),
             delta=plgpu.SMEM((stages, sizes.rows), jnp.float32),
             here=plgpu.Barrier(num_arrivals=2, num_barriers=workers),
@@ -266,29 +269,30 @@ def _for_keys(
             finish = Finish(
                 spec, sizes.m, sizes.columns, inputs, batch, group * shared + member, down=1
             )
-            sums = dict(zip(want, totals, strict=True))
+            before = dict(zip(want, totals, strict=True))
             slot = hopper.slot(member * (end - begin) + step - begin, stages)
             queries, d_out = q.at[slot], o.at[slot]
             plgpu.barrier_wait(q_full.at[slot])
-            s = hopper.product(k.at[me], queries.transpose((1, 0)), interpret=interpret)
-            top = plgpu.load(lse.at[slot], layout=ACROSS)
-            scores = finish(s, (visits[own, step] * sizes.rows, first), masked)
-            p = _weights(scores, columns_of(top, s.shape))
             plgpu.barrier_wait(o_full.at[slot])
+            pairs = [(k.at[me], queries.transpose((1, 0)))]
+            if "k" in want:
+                pairs.append((v.at[me], d_out.transpose((1, 0))))
+            s, *rest = hopper.products(*pairs, interpret=interpret)
+            scores = finish(s, (visits[own, step] * sizes.rows, first), masked)
+            top = plgpu.load(lse.at[slot], layout=ACROSS)
+            p = _weights(scores, columns_of(top, s.shape))
+            terms = {}
             if "v" in want:
-                (sums["v"],) = hopper.added(
-                    (sums["v"], p.astype(o.dtype), d_out), interpret=interpret
-                )
+                terms["v"] = before["v"], p.astype(o.dtype), d_out
             if "k" in want:
-                d_p = hopper.product(v.at[me], d_out.transpose((1, 0)), interpret=interpret)
-                low = plgpu.load(delta.at[slot], layout=ACROSS)
+                low = columns_of(plgpu.load(delta.at[slot], layout=ACROSS), s.shape)
+                d_s = _steep(scores, p, rest[0], low).astype(q.dtype)
+                terms["k"] = before["k"], d_s, queries
             plgpu.commit_smem()  # what was loaded may be overwritten by TMA
-            plgpu.barrier_arrive(o_free.at[slot])
-            if "k" in want:
-                d_s = _steep(scores, p, d_p, columns_of(low, s.shape)).astype(q.dtype)
-                (sums["k"],) = hopper.added((sums["k"], d_s, queries), interpret=interpret)
+            totals = hopper.added(*(terms[x] for x in want), interpret=interpret)
             plgpu.barrier_arrive(q_free.at[slot])
-            return tuple(sums[x] for x in want)
+            plgpu.barrier_arrive(o_free.at[slot])
+            return totals
 
         mixes = Finish(spec, sizes.m, sizes.columns, inputs, batch, 0).mixes
 
@@ -299,7 +303,7 @@ def _for_keys(
             return totals
 
         totals = lax.fori_loop(0, shared, one, totals)
-        for x, total, out_ref in zip(want, totals, outs, strict=True):
+        for x, total in zip(want, totals, strict=True):
             to = (k if x == "k" else v).at[me]
             factor = spec.scale if x == "k" else 1.0
             to[...] = (total * factor).astype(to.dtype)

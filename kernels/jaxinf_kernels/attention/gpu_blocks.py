@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array
 
 from jaxinf_kernels import hopper
 from jaxinf_kernels.attention.masks import COLUMN, EMPTY, FULL, MIXED, ROW, SCALAR, _Both, _Not
@@ -31,18 +30,18 @@ RESERVED = 4096
 
 
 class Blocks(NamedTuple):
-    """How the kernels go about; by default what fits the head dimensions."""
+    """How the kernels go about; 0 stands for what fits the head dimensions."""
 
     rows: int = 128
     """Queries of a block of threads, 64 for each computing warpgroup; in the pass of keys' and
     values' gradients, keys."""
-    columns: int | None = None
+    columns: int = 0
     """Keys in a block of memory."""
-    stages: int | None = None
+    stages: int = 0
     """Blocks of memory on their way or in use."""
-    back_columns: int | None = None
+    back_columns: int = 0
     """As ``columns``, of the gradients' passes."""
-    back_stages: int | None = None
+    back_stages: int = 0
     """As ``stages``, of the gradients' passes."""
 
     def fitting(self, d: int, e: int, itemsize: int) -> "Blocks":
@@ -52,7 +51,7 @@ class Blocks(NamedTuple):
         room = hopper.MEMORY - RESERVED - self.rows * (d + e * (e != d)) * itemsize
         stages = self.stages or max(1, min(4, room // (line * columns)))
         room = hopper.MEMORY - RESERVED - self.rows * line
-        back = self.back_columns or 64
+        back = self.back_columns or (64 if max(d, e) <= 192 else 32)
         back_stages = self.back_stages or max(1, min(4, room // (line * back)))
         return Blocks(self.rows, columns, stages, back, back_stages)
 
@@ -82,16 +81,16 @@ def _ordered(plan: Schedule, by_rows: bool, kinds: Any, xp: Any) -> Lines:
     begin = np.cumsum(size) - size
     busy = np.bincount(line, (plan.kinds & 3) != EMPTY)
     turns = np.argsort(-busy, kind="stable")
-    order = xp.argsort(line * 3 + FULL - (kinds & 3), axis=1, stable=True)
+    order = xp.argsort(line[None] * 3 + FULL - (kinds & 3), axis=1, stable=True)
 
     def count(kind: int) -> Any:
         """How many blocks of a kind a line has."""
         sums = xp.pad(xp.cumsum((kinds & 3) == kind, axis=1), ((0, 0), (1, 0)))
         return sums[:, begin + size] - sums[:, begin]
 
-    full = begin + count(FULL)
+    full = begin[None] + count(FULL)
     mixed = full + count(MIXED)
-    ends = [np.broadcast_to(a, full.shape) for a in (np.arange(len(size)), begin)]
+    ends = [np.broadcast_to(a[None], full.shape) for a in (np.arange(len(size)), begin)]
     ends = xp.stack([*ends, full, mixed], axis=2)[:, turns]
     places = xp.asarray(place)[order]
     return Lines(jnp.asarray(ends, jnp.int32), jnp.asarray(places, jnp.int32))
