@@ -90,9 +90,9 @@ def columns_of(row: Any, shape: tuple[int, int]) -> Any:
     return jax.lax.broadcast_in_dim(row, shape, (1,))
 
 
-def numbered(shape: tuple[int, int], axis: int, first: Any = 0) -> Any:
+def numbered(shape: tuple[int, int], axis: int, first: Any = 0, layout: Any = MATRIX) -> Any:
     """Return the places along an axis of a matrix, counted from ``first``."""
-    return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=MATRIX) + first
+    return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=layout) + first
 
 
 def slot(step: Any, count: int) -> Any:

@@ -175,15 +175,18 @@ def test_batches_and_heads_do_not_meet():
     one = (jnp.moveaxis(a[0], 0, 1) for a in (q, k, v))
     problem, given = prepare(*one, mask, **empty, scale=0.1, how=How(blocks=Blocks(64)))
 
-    def both(q, k, v, lengths):
+    def value(q, k, v, lengths):
         arrays = problem.flat(given._replace(q=q, k=k, v=v, leaves=(lengths[:, 0],)))
-        found = on_gpu.attend(*arrays, spec=problem, interpret=INTERPRETED)
+        return arrays, on_gpu.attend(*arrays, spec=problem, interpret=INTERPRETED)
+
+    def both(q, k, v, lengths):
+        arrays, found = value(q, k, v, lengths)
         rule = Rule(problem, (True, True, True, False), 2)
         cotangents = found[0], jnp.zeros_like(found[1])
         return found, on_gpu.pull(*arrays, *found, *cotangents, spec=rule, interpret=INTERPRETED)
 
-    found = both(q, k, v, lengths)
-    turned = both(*(a[::-1, ::-1] for a in (q, k, v)), lengths[::-1])
+    _, found = value(q, k, v, lengths)
+    _, turned = value(*(a[::-1, ::-1] for a in (q, k, v)), lengths[::-1])
     chex.assert_trees_all_equal(jax.tree.map(lambda a: a[::-1, ::-1], turned), found)
     # keys that serve the whole batch are not repeated, and their cotangents are summed
     (out, _), shared = both(q, k[:1], v[:1], lengths)

@@ -61,7 +61,7 @@ def pull(
     widths = [up(a.shape[3], WIDTH) for a in (given.q, given.v)]
     blocks = blocks.fitting(*widths, given.q.dtype.itemsize)
     d_q = _queries(spec, given, d_out, lse, delta, blocks, interpret)
-    wants = [("k", "v")] if sum(widths) <= SUMS else [("k",), ("v",)]
+    wants = [("v", "k")] if sum(widths) <= SUMS else [("k",), ("v",)]
     found: dict[str, Array] = {}
     for want in wants:
         found |= _keys(spec, given, d_out, lse, delta, want, blocks, interpret)

@@ -156,8 +156,9 @@ class Finish:
 
     def __init__(
         self, spec: Problem, m: int, columns: int, refs: dict[str, Any], batch: Any, head: Any,
-        down: int = 0,
+        down: int = 0, layout: Any = hopper.MATRIX,
     ):  # fmt: skip
+        self.layout = layout
         self.spec, self.refs, self.batch, self.head, self.down = spec, refs, batch, head, down
         self.edge = partial(edged, spec, m, columns)
 
@@ -169,8 +170,8 @@ class Finish:
     def __call__(self, products: Any, first: tuple[Any, Any], masked: bool) -> Scores:
         """Return the logits of a block; ``first`` are its first row and column."""
         spec, shape = self.spec, products.shape
-        i = hopper.numbered(shape, self.down, first[0])
-        j = hopper.numbered(shape, 1 - self.down, first[1])
+        i = hopper.numbered(shape, self.down, first[0], self.layout)
+        j = hopper.numbered(shape, 1 - self.down, first[1], self.layout)
         s, factor, bend = products, unit(spec), None
         if not factor:
             s = s * spec.scale
@@ -201,7 +202,7 @@ class Finish:
             return self._cells(ref, (own,), first, shape).astype(jnp.int32)
         axis = self.down if kind == ROW else 1 - self.down
         part = pl.ds(first[0 if kind == ROW else 1], shape[axis])
-        layout = (hopper.DOWN, hopper.ACROSS)[axis]
+        layout = self.layout.reduce(1 - axis)
         line = plgpu.load(ref.at[own, part], layout=layout, optimized=False)
         return jax.lax.broadcast_in_dim(line, shape, (axis,))
 
@@ -209,7 +210,7 @@ class Finish:
         """Return a block of an array with a number for each cell."""
         down, across = first[self.down], first[1 - self.down]
         block = ref.at[(*at, pl.ds(down, shape[0]), pl.ds(across, shape[1]))]
-        return plgpu.load(block, layout=hopper.MATRIX, optimized=False)
+        return plgpu.load(block, layout=self.layout, optimized=False)
 
 
 def seen(term: Any, i: Any, j: Any) -> Any:
