@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import pytest
 from jaxinf_kernels.attention import attention, masks
 
-CHIPS = ("h200",)
 SPILLED = 64
 """Bytes that ptxas may keep in memory for want of registers, of all kernels of a case."""
 
@@ -14,24 +13,29 @@ def _shaped(*shape, dtype=jnp.bfloat16):
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def _gradients(*arrays, extras=0, **options):
-    """The value and the gradients of the first three arrays, by kernels."""
+def _gradients(chip, *arrays, **options):
+    """The value and the gradients of the first three arrays, by kernels where there are some."""
 
     def loss(q, k, v, *rest):
         made = {name: option(*rest) for name, option in options.items()}
-        out = attention(q, k, v, implementation="gpu", chip="h200", **made)
+        out = attention(q, k, v, implementation="gpu", chip=chip, **made)
         return jnp.sum(jnp.square(out.astype(jnp.float32)))
 
     return jax.value_and_grad(loss, (0, 1, 2))(*arrays)
 
 
-def cases():
+def blackwell():
+    """As :func:`cases`, for a b200."""
+    return cases("b200")
+
+
+def cases(chip="h200"):
     """Return (name, function, arguments) by which the kernels are compiled."""
 
     def case(name, widths, rest=(), dtype=jnp.bfloat16, n=1024, m=1024, **options):
         d, e = widths
         arrays = [_shaped(*shape, dtype=dtype) for shape in ((n, 4, d), (m, 2, d), (m, 2, e))]
-        return name, lambda *args: _gradients(*args, **options), (*arrays, *rest)
+        return name, lambda *args: _gradients(chip, *args, **options), (*arrays, *rest)
 
     def packed(ids, *_):
         return masks.causal() & masks.segments(ids)
@@ -61,10 +65,10 @@ def cases():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("chip", CHIPS)
-def test_compiles(chip):
+@pytest.mark.parametrize(("chip", "function"), [("h200", "cases"), ("b200", "blackwell")])
+def test_compiles(chip, function):
     ptxas = pytest.importorskip("ptxas")
-    found = ptxas.compiled(chip, "test_attention_compiles_gpu")
+    found = ptxas.compiled(chip, "test_attention_compiles_gpu", function)
     assert len(found) == len(cases())
     for name, entry in found.items():
         assert not entry.get("error"), name

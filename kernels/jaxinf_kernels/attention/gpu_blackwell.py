@@ -34,9 +34,7 @@ from jaxinf_kernels.tiles import up
 ROWS = 128
 """Rows of a warpgroup: lanes of tensor memory."""
 COLUMNS = 64
-"""Keys of a block."""
-PART = 32
-"""Columns of sums that are in registers at a time."""
+"""Keys of a block; sums are taken into registers in parts of as many columns."""
 MATRIX = plgpu.Layout.TCGEN05
 DOWN = MATRIX.reduce(1)
 
@@ -47,13 +45,11 @@ def attend(*arrays: Array, spec: Problem, interpret: Any = False) -> tuple[Array
     (_, heads, n, _), (_, groups, m, e) = given.q.shape, given.v.shape
     batch, dtype = max(a.shape[0] for a in arrays), given.v.dtype
     widths = [up(a.shape[3], WIDTH) for a in (given.q, given.v)]
-    workers = 2 if widths[1] <= 128 and n > ROWS else 1
+    workers, stages = _fitting(n, *widths, dtype.itemsize)
     sizes = Sizes(n, m, workers * ROWS, COLUMNS)
     filled, names = padded(spec, given, sizes.rows, sizes.columns)
     table = lines(spec, given, sizes, by_rows=True)
-    height, held = filled[0].shape[2], sizes.rows * (widths[0] + widths[1])
-    room = hopper.MEMORY - RESERVED - held * dtype.itemsize
-    stages = max(1, min(4, room // (COLUMNS * sum(widths) * dtype.itemsize)))
+    height = filled[0].shape[2]
     tensor = plgpu.Barrier(num_barriers=workers, orders_tensor_core=True)
     free = plgpu.Barrier(num_arrivals=workers, num_barriers=stages)
     out, lse = plgpu.kernel(
@@ -70,7 +66,7 @@ def attend(*arrays: Array, spec: Problem, interpret: Any = False) -> tuple[Array
             q=hopper.block((workers, ROWS, widths[0]), dtype),
             k=hopper.block((stages, COLUMNS, widths[0]), dtype),
             v=hopper.block((stages, COLUMNS, widths[1]), dtype),
-            result=hopper.block((workers, ROWS, widths[1]), dtype),
+            result=hopper.block((workers, ROWS, WIDTH), dtype),
             sums=plgpu.SMEM((workers, ROWS), jnp.float32),
             logits=[plgpu.TMEM((ROWS, COLUMNS), jnp.float32)] * workers,
             weights=[plgpu.TMEM((ROWS, COLUMNS), dtype, packed=True)] * workers,
@@ -87,6 +83,20 @@ def attend(*arrays: Array, spec: Problem, interpret: Any = False) -> tuple[Array
         interpret=interpret or None,
     )(*filled, *table)
     return out[:, :, :n, :e], lse[:, :, :n]
+
+
+def _fitting(n: int, d: int, e: int, itemsize: int) -> tuple[int, int]:
+    """Return how many warpgroups compute, and how many blocks of keys are held: two at least.
+
+    Tensor memory has 512 columns, shared memory the queries and a part of the results.
+    """
+
+    def stages(workers: int) -> int:
+        room = hopper.MEMORY - RESERVED - workers * ROWS * (d + WIDTH) * itemsize
+        return min(4, room // (COLUMNS * (d + e) * itemsize))
+
+    both = stages(2) > 1 and e <= 128 and n > ROWS
+    return (2, stages(2)) if both else (1, stages(1))
 
 
 def _kernel(
@@ -126,9 +136,7 @@ def _kernel(
             slot = hopper.slot(step - begin, stages)
             plgpu.barrier_wait(k_full.at[slot])
             keys = k.at[slot].transpose((1, 0))
-            plgpu.tcgen05_mma(
-                score, q.at[number], keys, multiplied.at[number], accumulate=False
-            )
+            plgpu.tcgen05_mma(score, q.at[number], keys, multiplied.at[number], accumulate=False)
 
         def close(step: Any) -> None:
             """Wait for the sums of a visit."""
@@ -152,8 +160,8 @@ def _kernel(
             @pl.when(step > begin)
             def lower() -> None:
                 close(step - 1)
-                for x in range(0, mean.shape[1], PART):
-                    some = mean.at[:, pl.ds(x, PART)]
+                for x in range(0, mean.shape[1], WIDTH):
+                    some = mean.at[:, pl.ds(x, WIDTH)]
                     before = plgpu.async_load_tmem(some, layout=MATRIX)
                     plgpu.wait_load_tmem()
                     plgpu.async_store_tmem(some, before * rows_of(fall, before.shape))
@@ -161,9 +169,7 @@ def _kernel(
             plgpu.async_store_tmem(weight, p)
             plgpu.commit_tmem()
             plgpu.barrier_wait(v_full.at[slot])
-            plgpu.tcgen05_mma(
-                mean, weight, v.at[slot], summed.at[number], accumulate=step > begin
-            )
+            plgpu.tcgen05_mma(mean, weight, v.at[slot], summed.at[number], accumulate=step > begin)
             return new, total
 
         pl.when(begin < end)(partial(multiply, begin))
@@ -181,10 +187,12 @@ def _kernel(
             plgpu.wait_load_tmem()
             seen = rows_of(there, some.shape)  # where nothing is, sums were never begun
             some = jnp.where(seen, some * rows_of(share, some.shape), 0.0)
-            to[:, pl.ds(x, WIDTH)] = some.astype(to.dtype)
+            plgpu.wait_smem_to_gmem(0)
+            to[...] = some.astype(to.dtype)
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(to, out_ref.at[batch, head, part, pl.ds(x, WIDTH)])
         sums[number] = jnp.where(there, top / LOG2E + jnp.log(safe), -jnp.inf)
         plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(to, out_ref.at[batch, head, part])
         plgpu.copy_smem_to_gmem(sums.at[number], lse_ref.at[batch, head, part])
         plgpu.wait_smem_to_gmem(0)
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxinf_kernels.attention import gpu, gpu_backward
+from jaxinf_kernels.attention import gpu, gpu_backward, gpu_blackwell
 from jaxinf_kernels.attention.gpu_blocks import Blocks
 from jaxinf_kernels.attention.on_tpu import summed
 from jaxinf_kernels.attention.problem import Problem
@@ -21,11 +21,6 @@ def refusal(spec: Any, arrays: Any) -> str | None:
     """Return why the kernels do not take a problem, or its reverse rule; None where they do."""
     problem = _problem(spec)
     q, k, v = arrays[:3]
-    if problem.how.known is not None and problem.how.known.name not in ("h100", "h200"):
-        return (
-            f"the kernel is for h100 and h200, not {problem.how.known.name}: leave "
-            "implementation= out"
-        )
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"the kernel takes bfloat16 and float16, not {q.dtype}: cast with astype"
     if max(q.shape[3], v.shape[3]) > LARGEST:
@@ -37,6 +32,8 @@ def refusal(spec: Any, arrays: Any) -> str | None:
         return "there are no queries, no keys or no head dimension"
     if isinstance(spec, Rule):
         active = problem.operands(spec.active)
+        if _blackwell(problem):
+            return "the gradients' kernels are for h100 and h200"
         if active.slopes:
             return (
                 "the kernel has no derivative of slopes: stop_gradient them where they are "
@@ -56,7 +53,9 @@ def idle(spec: Any, arrays: Any) -> str | None:
 
 
 def attend(*arrays: Array, spec: Problem, interpret: Any = False) -> tuple[Array, Array]:
-    """See :func:`gpu.attend`."""
+    """See :func:`gpu.attend` and :func:`gpu_blackwell.attend`."""
+    if _blackwell(spec):
+        return gpu_blackwell.attend(*arrays, spec=spec, interpret=interpret)
     return gpu.attend(*arrays, spec=spec, blocks=_blocks(spec), interpret=interpret)
 
 
@@ -82,6 +81,12 @@ def pull(*args: Array, spec: Rule, interpret: Any = False) -> tuple[Array, ...]:
 
 def _problem(spec: Any) -> Problem:
     return spec.spec if isinstance(spec, Rule) else spec
+
+
+def _blackwell(spec: Problem) -> bool:
+    """Whether a program is for a chip of that generation; what is not named is Hopper."""
+    chip = spec.how.known
+    return chip is not None and chip.name == "b200"
 
 
 def _blocks(spec: Problem) -> Blocks:
