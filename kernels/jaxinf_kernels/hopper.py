@@ -80,12 +80,12 @@ def filled(shape: tuple[int, ...], number: float, layout: Any, dtype: Any = jnp.
     return plgpu.layout_cast(jnp.full(shape, number, dtype), layout)
 
 
-def rows_of(column: Any, shape: tuple[int, int]) -> Any:
+def rows_of(column: Any, shape: tuple[int, ...]) -> Any:
     """Spread a number for each row (in ``DOWN``) over a matrix."""
     return jax.lax.broadcast_in_dim(column, shape, (0,))
 
 
-def columns_of(row: Any, shape: tuple[int, int]) -> Any:
+def columns_of(row: Any, shape: tuple[int, ...]) -> Any:
     """Spread a number for each column (in ``ACROSS``) over a matrix."""
     return jax.lax.broadcast_in_dim(row, shape, (1,))
 

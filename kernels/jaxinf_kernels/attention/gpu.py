@@ -43,13 +43,26 @@ def attend(
     (_, heads, n, _), (_, groups, m, e) = given.q.shape, given.v.shape
     batch, dtype = max(a.shape[0] for a in arrays), given.v.dtype
     widths = [up(a.shape[3], WIDTH) for a in (given.q, given.v)]
-    blocks = blocks.fitting(*widths, dtype.itemsize)
+    blocks = blocks.fitting(widths, dtype.itemsize)
     sizes = cut(n, m, blocks.rows, blocks.columns)
     filled, names = padded(spec, given, sizes.rows, sizes.columns)
     table = lines(spec, given, sizes, by_rows=True)
     workers = sizes.rows // ROWS
     height, stages = filled[0].shape[2], blocks.stages
     result = workers, ROWS, widths[1]
+    scratch: dict[str, Any] = dict(
+        q=hopper.block((workers, ROWS, widths[0]), dtype),
+        k=hopper.block((stages, sizes.columns, widths[0]), dtype),
+        v=hopper.block((stages, sizes.columns, widths[1]), dtype),
+        result=None if widths[0] == widths[1] else hopper.block(result, dtype),
+        sums=plgpu.SMEM((workers, ROWS), jnp.float32),
+        here=plgpu.Barrier(num_barriers=workers),
+        k_full=plgpu.Barrier(num_barriers=stages),
+        v_full=plgpu.Barrier(num_barriers=stages),
+        k_free=plgpu.Barrier(num_arrivals=workers, num_barriers=stages),
+        v_free=plgpu.Barrier(num_arrivals=workers, num_barriers=stages),
+        places=plgpu.Barrier(num_arrivals=2) if workers == 2 else None,
+    )
     out, lse = plgpu.kernel(
         partial(_kernel, spec, sizes, names, heads // groups, stages, bool(interpret)),
         out_type=(
@@ -60,19 +73,7 @@ def attend(
         grid_names=("heads", "lines", "batch"),
         num_threads=workers + 1,
         thread_name="wg",
-        scratch_types=dict(
-            q=hopper.block((workers, ROWS, widths[0]), dtype),
-            k=hopper.block((stages, sizes.columns, widths[0]), dtype),
-            v=hopper.block((stages, sizes.columns, widths[1]), dtype),
-            result=None if widths[0] == widths[1] else hopper.block(result, dtype),
-            sums=plgpu.SMEM((workers, ROWS), jnp.float32),
-            here=plgpu.Barrier(num_barriers=workers),
-            k_full=plgpu.Barrier(num_barriers=stages),
-            v_full=plgpu.Barrier(num_barriers=stages),
-            k_free=plgpu.Barrier(num_arrivals=workers, num_barriers=stages),
-            v_free=plgpu.Barrier(num_arrivals=workers, num_barriers=stages),
-            places=plgpu.Barrier(num_arrivals=2) if workers == 2 else None,
-        ),
+        scratch_types=scratch,
         compiler_params=hopper.PARAMS,
         interpret=interpret or None,
     )(*filled, *table)

@@ -59,7 +59,7 @@ def pull(
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1) - d_lse
     lse = jnp.where(jnp.isfinite(lse), lse * LOG2E, -LOWEST)  # nothing seen: no weight
     widths = [up(a.shape[3], WIDTH) for a in (given.q, given.v)]
-    blocks = blocks.fitting(*widths, given.q.dtype.itemsize)
+    blocks = blocks.fitting(widths, given.q.dtype.itemsize)
     d_q = _queries(spec, given, d_out, lse, delta, blocks, interpret)
     wants = [("v", "k")] if sum(widths) <= SUMS else [("k",), ("v",)]
     found: dict[str, Array] = {}

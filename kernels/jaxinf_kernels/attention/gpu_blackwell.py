@@ -45,7 +45,7 @@ def attend(*arrays: Array, spec: Problem, interpret: Any = False) -> tuple[Array
     (_, heads, n, _), (_, groups, m, e) = given.q.shape, given.v.shape
     batch, dtype = max(a.shape[0] for a in arrays), given.v.dtype
     widths = [up(a.shape[3], WIDTH) for a in (given.q, given.v)]
-    workers, stages = _fitting(n, *widths, dtype.itemsize)
+    workers, stages = _fitting(n, widths, dtype.itemsize)
     sizes = Sizes(n, m, workers * ROWS, COLUMNS)
     filled, names = padded(spec, given, sizes.rows, sizes.columns)
     table = lines(spec, given, sizes, by_rows=True)
@@ -85,11 +85,12 @@ def attend(*arrays: Array, spec: Problem, interpret: Any = False) -> tuple[Array
     return out[:, :, :n, :e], lse[:, :, :n]
 
 
-def _fitting(n: int, d: int, e: int, itemsize: int) -> tuple[int, int]:
+def _fitting(n: int, widths: list[int], itemsize: int) -> tuple[int, int]:
     """Return how many warpgroups compute, and how many blocks of keys are held: two at least.
 
     Tensor memory has 512 columns, shared memory the queries and a part of the results.
     """
+    d, e = widths
 
     def stages(workers: int) -> int:
         room = hopper.MEMORY - RESERVED - workers * ROWS * (d + WIDTH) * itemsize

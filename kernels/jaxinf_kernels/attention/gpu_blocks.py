@@ -44,8 +44,9 @@ class Blocks(NamedTuple):
     back_stages: int = 0
     """As ``stages``, of the gradients' passes."""
 
-    def fitting(self, d: int, e: int, itemsize: int) -> "Blocks":
+    def fitting(self, widths: list[int], itemsize: int) -> "Blocks":
         """Return sizes for head dimensions that are filled up."""
+        d, e = widths
         line = (d + e) * itemsize
         columns = self.columns or (128 if max(d, e) <= 128 else 64)
         room = hopper.MEMORY - RESERVED - self.rows * (d + e * (e != d)) * itemsize

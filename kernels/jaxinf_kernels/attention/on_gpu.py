@@ -80,7 +80,8 @@ def pull(*args: Array, spec: Rule, interpret: Any = False) -> tuple[Array, ...]:
 
 
 def _problem(spec: Any) -> Problem:
-    return spec.spec if isinstance(spec, Rule) else spec
+    problem: Any = spec.spec if isinstance(spec, Rule) else spec
+    return problem
 
 
 def _blackwell(spec: Problem) -> bool:
