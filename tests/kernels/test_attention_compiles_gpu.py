@@ -71,7 +71,8 @@ def test_compiles(chip, function):
     found = ptxas.compiled(chip, "test_attention_compiles_gpu", function)
     assert len(found) == len(cases())
     for name, entry in found.items():
-        assert not entry.get("error"), name
-        assert entry["mosaic_gpu"], name
+        assert "error" not in entry, name
+        kernels = entry["kernels"]
+        assert len(kernels) >= (3 if chip == "h200" else 1), name
         bound = 512 if name == "everything" else SPILLED
-        assert entry["spill_bytes"] <= bound, name
+        assert sum(kernel["spills"] for kernel in kernels) <= bound, name
