@@ -7,6 +7,8 @@ from jaxinf_kernels.attention import attention, masks
 
 SPILLED = 64
 """Bytes that ptxas may keep in memory for want of registers, of all kernels of a case."""
+RICH = 640
+"""As ``SPILLED``, where a bias, cells, slopes, segments and a soft cap meet in one kernel."""
 
 
 def _shaped(*shape, dtype=jnp.bfloat16):
@@ -74,5 +76,5 @@ def test_compiles(chip, function):
         assert "error" not in entry, name
         kernels = entry["kernels"]
         assert len(kernels) >= (3 if chip == "h200" else 1), name
-        bound = 512 if name == "everything" else SPILLED
+        bound = RICH if name == "everything" else SPILLED
         assert sum(kernel["spills"] for kernel in kernels) <= bound, name

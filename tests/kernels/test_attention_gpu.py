@@ -55,9 +55,9 @@ def nothing(rng, n, m, heads):
 
 CASES = {
     # n, m, heads, groups, d, e, dtype, blocks, options
-    "everything": (150, 200, 2, 1, 64, 128, "bfloat16", Blocks(), rich),
+    "everything": (100, 200, 2, 1, 64, 128, "bfloat16", Blocks(), rich),
     "causal, many visits": (
-        190, 500, 1, 1, 64, 64, "bfloat16", Blocks(stages=2, back_stages=2), known
+        100, 400, 1, 1, 64, 64, "bfloat16", Blocks(stages=2, back_stages=2), known
     ),
     "any cells, odd dimensions": (
         70, 130, 2, 1, 72, 40, "float16", Blocks(stages=1, back_stages=1), cells
@@ -127,7 +127,7 @@ def hold(found, out, lse):
     np.testing.assert_allclose(np.where(empty, 0, found[1]), lse, atol=2e-3)
 
 
-def compare(name, seed=0, outliers=False):
+def compare(name, seed=0, outliers=False, again=False):
     """Hold outputs and gradients to float64."""
     problem, given, cotangents = setting(name, seed, outliers)
     arrays = problem.flat(given)
@@ -145,9 +145,9 @@ def compare(name, seed=0, outliers=False):
     for ours, theirs in zip(back, gradients, strict=True):
         assert ours.shape == theirs.shape
         assert apart(ours, theirs) < GRADIENT
-    # and the same numbers again
-    chex.assert_trees_all_equal(VALUE(*arrays, spec=problem), found)
-    chex.assert_trees_all_equal(PULL(*arrays, *found, *cotangents, spec=rule), back)
+    if again:  # the same numbers
+        chex.assert_trees_all_equal(VALUE(*arrays, spec=problem), found)
+        chex.assert_trees_all_equal(PULL(*arrays, *found, *cotangents, spec=rule), back)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -168,8 +168,8 @@ def test_values_on_blackwell(name):
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_outliers(seed):
-    compare("one warpgroup, rows without keys", seed, outliers=True)
+def test_outliers_and_the_same_numbers_again(seed):
+    compare("one warpgroup, rows without keys", seed, outliers=True, again=True)
 
 
 def test_equal_values_are_returned_as_they_are():
