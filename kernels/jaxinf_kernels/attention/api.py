@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxinf_kernels.attention import on_tpu, xla
+from jaxinf_kernels.attention import gpu_blocks, on_gpu, on_tpu, xla
 from jaxinf_kernels.attention.blocks import Blocks
 from jaxinf_kernels.attention.masks import Mask, cells
 from jaxinf_kernels.attention.problem import Operands, Problem
@@ -15,8 +15,8 @@ from jaxinf_kernels.operation import How, Kernels, asked, operation
 
 _attention = operation(
     "attention",
-    Kernels(xla.attend, tpu=on_tpu.VALUE, letters=on_tpu.letters),
-    Kernels(None, tpu=on_tpu.REVERSE, letters=on_tpu.pull_letters),
+    Kernels(xla.attend, tpu=on_tpu.VALUE, cuda=on_gpu.VALUE, letters=on_tpu.letters),
+    Kernels(None, tpu=on_tpu.REVERSE, cuda=on_gpu.REVERSE, letters=on_tpu.pull_letters),
 )
 
 
@@ -34,7 +34,7 @@ def attention(
     return_lse: bool = False,
     implementation: str | None = None,
     chip: str | None = None,
-    blocks: Blocks | None = None,
+    blocks: Blocks | gpu_blocks.Blocks | None = None,
 ) -> Float[Array, "n heads e"] | tuple[Float[Array, "n heads e"], Float[Array, "n heads"]]:
     r"""Scaled dot-product attention of one example, head by head.
 
@@ -64,7 +64,7 @@ def attention(
         merged; minus infinity where nothing is seen.
       implementation: ``"xla"``, ``"tpu"`` or ``"gpu"``; by default what fits the platform.
       chip: ``"v5e"`` say, for block sizes where no mesh tells which chip is compiled for.
-      blocks: sizes of blocks; by default those of a table of the chip.
+      blocks: sizes of blocks, of a TPU's kernel or a GPU's; by default those of a table.
 
     Returns:
       One output for each query, in the values' dtype.

@@ -70,8 +70,10 @@ def blocks_for(problem: Problem, q: Any, k: Any, v: Any, reverse: bool = False) 
       reverse: for the reverse rule.
     """
     chip = problem.how.known
-    if problem.how.blocks is not None or chip is None:
-        return problem.how.blocks or Blocks()
+    if isinstance(problem.how.blocks, Blocks):
+        return problem.how.blocks
+    if chip is None:
+        return Blocks()
     (n, d), m, e = q.shape[2:], k.shape[2], v.shape[3]
     wide = q.dtype.itemsize * (up(d, LANES) + up(e, LANES)) / 512
     best, least = Blocks(), float("inf")
