@@ -6,15 +6,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxinf_kernels.formats import INT8, Format, Quantised
-from jaxinf_kernels.grouped_matmul import tpu, xla
+from jaxinf_kernels.grouped_matmul import gpu, tpu, xla
 from jaxinf_kernels.grouped_matmul.blocks import Blocks
 from jaxinf_kernels.grouped_matmul.problem import Operands, Problem
 from jaxinf_kernels.operation import Kernel, Kernels, asked, operation
 
 _multiply = operation(
     "grouped_matmul",
-    Kernels(xla.multiply, tpu=Kernel(tpu.multiply)),
-    Kernels(xla.pull, tpu=Kernel(tpu.pull)),
+    Kernels(
+        xla.multiply, tpu=Kernel(tpu.multiply), cuda=Kernel(gpu.multiply, refusal=gpu.refusal)
+    ),
+    Kernels(xla.pull, tpu=Kernel(tpu.pull), cuda=Kernel(gpu.pull, refusal=gpu.refusal)),
 )
 MOST = (2**31 - 1) // 127**2
 """Products of two INT8 that an int32 can always hold the sum of."""
