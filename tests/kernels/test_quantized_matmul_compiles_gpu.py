@@ -12,7 +12,7 @@ PATHS = {
     "w8a8": (INT8, INT8), "w8a8 g128": (G8, G8), "w4a8": (INT4, INT8), "fp8": (E4M3, E4M3),
     "fp8 mixed": (E4M3, E5M2), "fp8 g128": (GE, GE), "w8a16": (INT8, None),
     "w4a16 g128": (G4, None), "w4a16 g32": (G32, None), "fp8 weights": (E4M3, None),
-    "mxfp8": (MXFP8, MXFP8), "mxfp4 weights": (MXFP4, None), "nvfp4": (NVFP4, NVFP4),
+    "mxfp4": (MXFP4, MXFP4), "mxfp8": (MXFP8, MXFP8), "mxfp4 weights": (MXFP4, None), "nvfp4": (NVFP4, NVFP4),
     "nvfp4 weights": (NVFP4, None), "floats": (None, None),
 }  # fmt: skip
 
@@ -46,8 +46,21 @@ def training(forward, back, n, k, m, chip):
     return jax.value_and_grad(loss, (0, 1)), (x, w, jax.ShapeDtypeStruct((2,), jnp.uint32))
 
 
+def blackwell():
+    """Return what is compiled for a B200: (name, function, arguments)."""
+    large, small, odd = (2048, 4096, 4096), (16, 4096, 4096), (37, 816, 203)
+    names = "w8a8", "w8a8 g128", "fp8", "fp8 mixed", "fp8 g128", "mxfp8", "nvfp4", "floats"
+    found = [(name, *value(name, *large, "b200")) for name in names]
+    found += [("mxfp4", *value("mxfp4", *large, "b200"))]
+    found += [("fp8, few rows", *value("fp8", *small, "b200"))]
+    found += [("w8a8, odd", *value("w8a8", *odd, "b200"))]
+    found += [("nvfp4, gradient", *gradient("nvfp4", *odd, "b200"))]
+    found += [("training in int8", *training(INT8, INT8, *odd, "b200"))]
+    return found
+
+
 def cases(chip="h200"):
-    """Return what is compiled: (name, function, arguments)."""
+    """Return what is compiled for Hopper: (name, function, arguments)."""
     large, small, odd = (2048, 4096, 4096), (16, 4096, 4096), (37, 784, 200)
     found = [(name, *value(name, *large, chip)) for name in PATHS]
     found += [(f"{name}, few rows", *value(name, *small, chip)) for name in ("w8a8", "w4a16 g128")]

@@ -13,9 +13,7 @@ from jaxinf_kernels.operation import Kernel, Kernels, asked, operation
 
 _multiply = operation(
     "grouped_matmul",
-    Kernels(
-        xla.multiply, tpu=Kernel(tpu.multiply), cuda=Kernel(gpu.multiply, refusal=gpu.refusal)
-    ),
+    Kernels(xla.multiply, tpu=Kernel(tpu.multiply), cuda=Kernel(gpu.multiply, refusal=gpu.refusal)),
     Kernels(xla.pull, tpu=Kernel(tpu.pull), cuda=Kernel(gpu.pull, refusal=gpu.refusal)),
 )
 MOST = (2**31 - 1) // 127**2

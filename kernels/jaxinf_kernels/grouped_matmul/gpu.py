@@ -29,9 +29,8 @@ def refusal(spec: Problem | Rule, arrays: Any) -> str | None:
         return f"there is no kernel for {chip.name}: name chip='h100' or 'h200'"
     whole = problem.form is not None and problem is spec
     if x.dtype != jnp.bfloat16 and not (whole and x.dtype == jnp.float32):
-        return (
-            f"tensor cores do not multiply {x.dtype}: cast with astype(jnp.bfloat16)"
-            + (", or name form=INT8" if problem is spec and x.dtype == jnp.float32 else "")
+        return f"tensor cores do not multiply {x.dtype}: cast with astype(jnp.bfloat16)" + (
+            ", or name form=INT8" if problem is spec and x.dtype == jnp.float32 else ""
         )
     if 0 in x.shape or 0 in arrays[1].shape:
         return "nothing is multiplied: leave implementation out"
@@ -93,7 +92,10 @@ def product(
     ready = [table, filled_up(x, {1: ROWS, 2: depth}), filled_up(w, {2: ROWS, 3: depth})]
     if scales is not None:
         by_row, by_column = scales
-        ready += [filled_up(by_row[..., 0], {1: blocks.rows}), filled_up(by_column[:, :, 0], {2: wide})]
+        ready += [
+            filled_up(by_row[..., 0], {1: blocks.rows}),
+            filled_up(by_column[:, :, 0], {2: wide}),
+        ]
     width = up(m, ROW // jnp.dtype(dtype).itemsize)
     found = gpu_rows.call(plan, ready, (batch, n, width), dtype, CORES)
     return found if width == m else found[..., :m]

@@ -72,7 +72,9 @@ def call(plan: Plan, arrays: list[Array], shape: tuple[int, ...], out: Any, core
     )(*arrays)
 
 
-def _kernel(plan: Plan, cores: int, bounds: Any, x: Any, dy: Any, out_ref: Any, **scratch: Any) -> None:
+def _kernel(
+    plan: Plan, cores: int, bounds: Any, x: Any, dy: Any, out_ref: Any, **scratch: Any
+) -> None:
     """Fetch or multiply, from tile to tile."""
     me, core = jax.lax.axis_index("warpgroup"), jax.lax.axis_index("cores")
     batch, groups, down, across = plan.grid

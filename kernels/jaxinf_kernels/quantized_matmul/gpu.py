@@ -7,11 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinf_kernels.operation import How, Rule
-from jaxinf_kernels.quantized_matmul import gpu_hopper
-from jaxinf_kernels.quantized_matmul.backward import Products
+from jaxinf_kernels.quantized_matmul import gpu_blackwell, gpu_hopper
+from jaxinf_kernels.quantized_matmul.backward import PLAIN, Products
 from jaxinf_kernels.quantized_matmul.factors import DEEP, Factor, factor, summed
 from jaxinf_kernels.quantized_matmul.gpu_blocks import (
     ELEMENTS,
+    FINE,
     SUMMED,
     TURNED,
     WIDENED,
@@ -38,8 +39,8 @@ def refusal(spec: Problem | Rule, arrays: Any) -> str | None:
     problem: Any = getattr(spec, "spec", spec)
     given = problem.operands(arrays[: len(problem.names)])
     chip = problem.how.known
-    if chip is not None and chip.name not in ("h100", "h200"):
-        return f"there is no kernel for {chip.name}: name chip='h100' or 'h200'"
+    if chip is not None and chip.platform != "cuda":
+        return f"there is no kernel for {chip.name}: name chip='h100', 'h200' or 'b200'"
     if problem.w.of:
         return (
             "weights without their zeros are not multiplied by tensor cores: take Sparse.dense(), "
@@ -52,17 +53,49 @@ def refusal(spec: Problem | Rule, arrays: Any) -> str | None:
             f"tensor cores do not multiply {wide.pop()}: cast with astype(jnp.bfloat16), or name a "
             "format for activations"
         )
-    for name, side, arrays_, axis in (("x", problem.x, given.x, 2), ("w", problem.w, given.w, 1)):
-        if side.held and arrays_["scales"].shape[axis] > 1:
-            size = arrays_["elements"].shape[axis] // arrays_["scales"].shape[axis]
-        else:
-            size = (side.form.block if side.form is not None and not side.held else None) or LEAST
+    sizes = tuple(_size(side, a, axis) for (side, a), axis in zip(both, (2, 1), strict=True))
+    for name, size in zip("xw", sizes, strict=True):
         if size % LEAST:
             return (
                 f"blocks of {name} that share a scale have a multiple of {LEAST} numbers, not "
                 f"{size}: quantise(..., block={up(size, LEAST)})"
             )
+    if _blackwell(chip) and not _taken_by_blackwell(problem.x.form, problem.w.form, sizes):
+        return (
+            f"Blackwell's tensor cores do not multiply {problem.x.form or 'floats'} by "
+            f"{problem.w.form or 'floats'} in blocks of {sizes}: give both matrices one format, "
+            "with one scale or in blocks of 128"
+        )
     return None
+
+
+def _size(side: Any, arrays: Any, axis: int) -> int:
+    """Return how many numbers share a scale; 0 where all do."""
+    if side.held and arrays["scales"].shape[axis] > 1:
+        return arrays["elements"].shape[axis] // arrays["scales"].shape[axis]
+    if side.held or side.form is None:
+        return 0
+    return side.form.block or 0
+
+
+def _blackwell(chip: Any) -> bool:
+    """Whether sums are in tensor memory."""
+    return chip is not None and chip.name == "b200"
+
+
+def _taken_by_blackwell(x: Any, w: Any, sizes: tuple[int, int]) -> bool:
+    """Whether elements are multiplied as they are."""
+    if x is None or w is None:
+        return x is w
+    deep = all(size % DEEP == 0 for size in sizes)
+    alike = (x.whole and w.whole) or (not (x.whole or w.whole) and x.bits == w.bits == 8)
+    return (alike and deep) or _fine(x, w, sizes)
+
+
+def _fine(x: Any, w: Any, sizes: tuple[int, int]) -> bool:
+    """Whether scales of small blocks are the tensor cores' own."""
+    own = x is not None and x.scale != jnp.float32 and x.block is not None
+    return own and x == w and sizes == (x.block, x.block)
 
 
 def multiply(*arrays: Array, spec: Problem, blocks: Blocks | None = None) -> tuple[Array]:
@@ -86,6 +119,8 @@ def products() -> Products:
         return product(x, w, dtype=dtype, how=how)
 
     def transposed(g: Array, w: Factor, dtype: Any, how: How) -> Array:
+        if _blackwell(how.known):
+            return PLAIN.back(g, w, dtype, how)
         return back(g, w, dtype, how)
 
     return Products(forward, sums, transposed)
@@ -122,7 +157,9 @@ def product(
         "bias": bias,
     }
     blocks = summed(x, w)
-    if blocks is not None:
+    if _blackwell(how.known) and blocks is None and _fine(x.form, w.form, (x.size, w.size)):
+        found = _of_fine(x, w, named, out, activation, how)
+    elif blocks is not None:
         found = _of_elements(x, w, blocks, named, out, activation, how)
     else:
         found = _of_floats(x, w, dtype, named, out, activation, how)
@@ -148,7 +185,8 @@ def _of_elements(
     whole = x.form.whole
     ex, ew = (a.elements.astype(jnp.int8) if whole else a.elements for a in (x, w))
     arrays = {"x": ex, "w": jnp.swapaxes(ew, 1, 2), **named}
-    kind = ELEMENTS if whole and blocks == 1 else SUMMED
+    # Hopper sums FP8 in fewer bits than float32 has: no further than over a step
+    kind = ELEMENTS if blocks == 1 and (whole or _blackwell(how.known)) else SUMMED
     sizes = x.size, w.size
     if x.inner is not None:
         arrays["x scales"] = jnp.swapaxes(x.inner, 1, 2)
@@ -156,6 +194,26 @@ def _of_elements(
         arrays["w scales"] = w.inner
     unit = jnp.int32 if whole else jnp.float32
     return _call(kind, arrays, None, unit, DEEP, sizes, out, activation, how, by_columns=True)
+
+
+def _of_fine(
+    x: Factor, w: Factor, named: dict[str, Array | None], out: Any, activation: str | None, how: How
+) -> Array:
+    """Multiply elements in blocks whose scales the tensor cores multiply, too."""
+    assert x.form is not None
+    assert x.inner is not None
+    assert w.inner is not None
+    depth = ROW * 8 // x.form.bits
+    rows = x.inner.astype(x.form.scale), jnp.swapaxes(w.inner, 1, 2).astype(x.form.scale)
+    fine = [gpu_blackwell.scales_ready(a, x.size, depth) for a in rows]
+    arrays = {
+        "x": x.elements, "w": jnp.swapaxes(w.elements, 1, 2), "x fine": fine[0], "w fine": fine[1],
+        **named,
+    }  # fmt: skip
+    return _call(
+        FINE, arrays, None, jnp.float32, depth, (x.size, w.size), out, activation, how,
+        by_columns=True,
+    )  # fmt: skip
 
 
 def _of_floats(
@@ -203,7 +261,7 @@ def _call(
     batch = max(a.shape[0] for a in arrays.values())
     x, w = arrays["x"], arrays["w"]
     (n, k), m = x.shape[1:], w.shape[1 if by_columns else 2]
-    blocks = how.blocks if isinstance(how.blocks, Blocks) else blocks_for(kind, n)
+    blocks = how.blocks if isinstance(how.blocks, Blocks) else blocks_for(kind, n, how.known)
     wide = gpu_hopper.COMPUTING * blocks.columns
     tiles = batch, -(-n // blocks.rows), -(-m // wide)
     steps, count = -(-k // depth), cores(how.known)
@@ -213,6 +271,8 @@ def _call(
         chunk = gcd(chunk, sizes[1])
     dtype = jnp.dtype(out) if splits == 1 else jnp.dtype(unit)
     stage = (blocks.rows * bits(x.dtype) + wide * bits(w.dtype)) * depth // 8
+    if kind == FINE:
+        stage += (blocks.rows + wide) * depth // sizes[0]
     fixed = gpu_hopper.COMPUTING * blocks.rows * 128
     if form is not None:
         fixed += gpu_hopper.COMPUTING * 2 * depth * blocks.columns * 2
@@ -225,7 +285,8 @@ def _call(
     )  # fmt: skip
     ready = [_ready(name, arrays[name], plan) for name in names]
     whole = up(n, ROWS), up(m, ROW // jnp.dtype(dtype).itemsize)
-    parts = gpu_hopper.call(plan, ready, (batch * splits, *whole), dtype, count)
+    call = gpu_blackwell.call if _blackwell(how.known) else gpu_hopper.call
+    parts = call(plan, ready, (batch * splits, *whole), dtype, count)
     parts = parts if whole == (n, m) else parts[:, :n, :m]
     if splits == 1:
         return parts
@@ -244,6 +305,8 @@ def _ready(name: str, a: Array, plan: gpu_hopper.Plan) -> Array:
     if name == "w":
         width = plan.depth if plan.by_columns else plan.columns
         return filled_up(a, {1: ROWS, last: gpu_hopper.swizzle(width, a.dtype)[0]})
+    if name in ("x fine", "w fine"):
+        return a
     if name in ("rows", "x scales"):
         return filled_up(a, {last: plan.rows})
     return filled_up(a, {last: plan.depth if plan.kind == TURNED else wide_of(plan)})

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 
 from jaxinf_kernels.chips import Chip
 
-ELEMENTS, SUMMED, WIDENED, TURNED = "elements", "summed", "widened", "turned"
+ELEMENTS, SUMMED, WIDENED, TURNED, FINE = "elements", "summed", "widened", "turned", "fine"
 """Kinds of products: of elements as they are, of those whose sums are scaled block by block, of
-elements that are widened first, and of cotangents with a transpose of such."""
+elements that are widened first, of cotangents with a transpose of such, and of elements with scales
+of small blocks that tensor cores multiply."""
 SHARED = 232448 - 2048
 """Bytes of shared memory for blocks: barriers have the rest."""
 
@@ -29,14 +30,16 @@ TABLE = {
     SUMMED: Blocks(columns=64),
     WIDENED: Blocks(),
     TURNED: Blocks(),
+    FINE: Blocks(columns=64),
 }
 """By kind: sums of 128 registers for each thread at most, of which two sets in ``summed``."""
 
 
-def blocks_for(kind: str, n: int) -> Blocks:
-    """Return the sizes that suit a kind of product with so many rows."""
+def blocks_for(kind: str, n: int, chip: Chip | None = None) -> Blocks:
+    """Return the sizes that suit a kind of product with so many rows; Blackwell's have 128."""
     found = TABLE[kind]
-    return found._replace(rows=64, columns=64) if n <= 64 else found
+    few = n <= 64 and (chip is None or chip.name != "b200")
+    return found._replace(rows=64, columns=64) if few else found
 
 
 def stages_for(blocks: Blocks, stage: int, fixed: int) -> int:

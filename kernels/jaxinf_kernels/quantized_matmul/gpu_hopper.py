@@ -125,22 +125,15 @@ def _kernel(plan: Plan, cores: int, *refs: Any, full: Any, free: Any, **scratch:
     inputs = dict(zip(plan.names, refs, strict=False))
     out_ref = refs[len(plan.names)]
     me, core = jax.lax.axis_index("warpgroup"), jax.lax.axis_index("cores")
-    batch, down, across = plan.grid
-    tiles = batch * down * across
-    mine = _quotient(tiles - 1 - core, cores) + 1
+    tiles = plan.grid[0] * plan.grid[1] * plan.grid[2]
+    mine = quotient(tiles - 1 - core, cores) + 1
 
-    def place(t: Any) -> Tile:
-        number = core + t * cores
-        b = _quotient(number, down * across)
-        rest = number - b * (down * across)
-        j = _quotient(rest, down)
-        own = _quotient(b, plan.splits)
-        return Tile(t, b, own, (b - own * plan.splits) * plan.steps, rest - j * down, j)
+    at = partial(place, plan, core, cores)
 
     @pl.when(me == COMPUTING)
     def fetch() -> None:
         plgpu.set_max_registers(40, action="decrease")
-        _each(mine, lambda t: _fetch(plan, inputs, scratch, full, free, place(t)))
+        each(mine, lambda t: _fetch(plan, inputs, scratch, full, free, at(t)))
 
     @pl.when(me < COMPUTING)
     def multiply() -> None:
@@ -148,14 +141,25 @@ def _kernel(plan: Plan, cores: int, *refs: Any, full: Any, free: Any, **scratch:
         sums = _summed if plan.kind == SUMMED else _added
 
         def tile(t: Any) -> None:
-            total = sums(plan, inputs, scratch, full, free, place(t), me)
-            _store(plan, inputs, out_ref, scratch["out_s"], total, place(t), me)
+            total = sums(plan, inputs, scratch, full, free, at(t), me)
+            _store(plan, inputs, out_ref, scratch["out_s"], total, at(t), me)
 
-        _each(mine, tile)
+        each(mine, tile)
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
 
-def _each(count: Any, function: Any) -> None:
+def place(plan: Plan, core: Any, cores: int, t: Any) -> Tile:
+    """Return where a tile of a block of threads lies."""
+    _, down, across = plan.grid
+    number = core + t * cores
+    b = quotient(number, down * across)
+    rest = number - b * (down * across)
+    j = quotient(rest, down)
+    batch = quotient(b, plan.splits)
+    return Tile(t, b, batch, (b - batch * plan.splits) * plan.steps, rest - j * down, j)
+
+
+def each(count: Any, function: Any) -> None:
     """Call a function with each number below a count."""
 
     def step(i: Any, _: None) -> None:
@@ -164,12 +168,12 @@ def _each(count: Any, function: Any) -> None:
     jax.lax.fori_loop(jnp.int32(0), jnp.asarray(count, jnp.int32), step, None)
 
 
-def _quotient(a: Any, b: int) -> Any:
+def quotient(a: Any, b: int) -> Any:
     """Divide a number that is not negative."""
     return jax.lax.div(a, jnp.int32(b))
 
 
-def _own(ref: Any, b: Any) -> Any:
+def own(ref: Any, b: Any) -> Any:
     """Return one of a batch; what has a batch of one serves all of it."""
     return ref.at[b if ref.shape[0] > 1 else 0]
 
@@ -177,7 +181,7 @@ def _own(ref: Any, b: Any) -> Any:
 def _fetch(plan: Plan, inputs: Any, scratch: Any, full: Any, free: Any, tile: Tile) -> None:
     """Fetch a tile's blocks as places in the ring become free."""
     wide = COMPUTING * plan.columns
-    x, w = _own(inputs["x"], tile.batch), _own(inputs["w"], tile.batch)
+    x, w = own(inputs["x"], tile.batch), own(inputs["w"], tile.batch)
     rows, across = pl.ds(tile.down * plan.rows, plan.rows), pl.ds(tile.across * wide, wide)
 
     def step(s: Any) -> None:
@@ -193,7 +197,7 @@ def _fetch(plan: Plan, inputs: Any, scratch: Any, full: Any, free: Any, tile: Ti
         block = w.at[across, along] if plan.by_columns else w.at[along, across]
         plgpu.copy_gmem_to_smem(block, scratch["w_s"].at[slot], full.at[slot])
 
-    _each(plan.steps, step)
+    each(plan.steps, step)
 
 
 def _block(plan: Plan, w_s: Any, slot: Any, me: Any) -> Any:
@@ -226,7 +230,7 @@ def _added(plan: Plan, inputs: Any, scratch: Any, full: Any, free: Any, tile: Ti
             def release() -> None:
                 plgpu.barrier_arrive(free.at[hopper.slot(begin + s - 1, plan.stages)])
 
-        _each(plan.steps, step)
+        each(plan.steps, step)
         total = acc[...]
         plgpu.barrier_arrive(free.at[hopper.slot(begin + plan.steps - 1, plan.stages)])
         return total
@@ -245,12 +249,12 @@ def _summed(
         slot = hopper.slot(tile.number * plan.steps + s, plan.stages)
         scales = []
         if "x scales" in inputs:
-            ref = _own(inputs["x scales"], tile.batch)
-            at = _scale_at(ref, (tile.first + s) * plan.depth, plan.sizes[0])
+            ref = own(inputs["x scales"], tile.batch)
+            at = scale_at(ref, (tile.first + s) * plan.depth, plan.sizes[0])
             scales.append(hopper.rows_of(_vector(ref.at[at, rows], hopper.DOWN), shape))
         if "w scales" in inputs:
-            ref = _own(inputs["w scales"], tile.batch)
-            at = _scale_at(ref, (tile.first + s) * plan.depth, plan.sizes[1])
+            ref = own(inputs["w scales"], tile.batch)
+            at = scale_at(ref, (tile.first + s) * plan.depth, plan.sizes[1])
             scales.append(hopper.columns_of(_vector(ref.at[at, columns], hopper.ACROSS), shape))
         plgpu.barrier_wait(full.at[slot])
 
@@ -281,19 +285,17 @@ def _widen(plan: Plan, inputs: Any, w: Any, wide: Any, tile: Tile, s: Any, me: A
         codes = plgpu.load(w.at[part], layout=FINE, optimized=True)
         values = widen(codes, plan.form, jnp.float32)
         if "w scales" in inputs:
-            ref = _own(inputs["w scales"], tile.batch)
-            at = _scale_at(
-                ref, (columns.start if plan.by_columns else along) + begin, plan.sizes[1]
-            )
+            ref = own(inputs["w scales"], tile.batch)
+            at = scale_at(ref, (columns.start if plan.by_columns else along) + begin, plan.sizes[1])
             where = pl.ds(along, plan.depth) if plan.by_columns else columns
             scale = _vector(ref.at[at, where], FINE.reduce(0)).astype(jnp.float32)
             values = values * jax.lax.broadcast_in_dim(scale, values.shape, (1,))
         wide[pl.ds(begin, plan.chunk)] = values.astype(wide.dtype)
 
 
-def _scale_at(ref: Any, row: Any, size: int) -> Any:
+def scale_at(ref: Any, row: Any, size: int) -> Any:
     """Return which block a row belongs to; beyond the last all elements are 0."""
-    return jnp.minimum(_quotient(row, size), ref.shape[0] - 1)
+    return jnp.minimum(quotient(row, size), ref.shape[0] - 1)
 
 
 def _parts(plan: Plan, tile: Tile, me: Any) -> tuple[Any, Any]:
@@ -317,12 +319,12 @@ def _store(
     raw = plan.splits > 1
     row = None
     if "rows" in inputs:
-        row = hopper.rows_of(_vector(_own(inputs["rows"], tile.batch).at[rows], hopper.DOWN), shape)
+        row = hopper.rows_of(_vector(own(inputs["rows"], tile.batch).at[rows], hopper.DOWN), shape)
     out = out_ref.at[tile.result]
     for begin in range(0, plan.columns, part):
         at = pl.ds(columns.start + begin, part)
         column, bias = (
-            hopper.columns_of(_vector(_own(inputs[name], tile.batch).at[at], hopper.ACROSS), shape)
+            hopper.columns_of(_vector(own(inputs[name], tile.batch).at[at], hopper.ACROSS), shape)
             if name in inputs
             else None
             for name in ("columns", "bias")
