@@ -2,8 +2,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import pytest
 from jaxinf_kernels.formats import INT8, quantise
 from jaxinf_kernels.grouped_matmul import grouped_matmul
+from ptxas import compiled
 
 SHAPES = {"large": (8, 8192, 4096, 2048), "small": (8, 64, 2048, 1408), "odd": (5, 301, 200, 130)}
 """Groups, rows, k and m."""
@@ -36,3 +38,13 @@ def cases(chip="h200"):
     found += [("odd int8 of float32", *value("odd", chip, dtype=jnp.float32, form=INT8))]
     found += [("odd int8 gradient", *gradient("odd", chip, form=INT8))]
     return found
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in cases()])
+def test_hopper_takes_it_without_spilling(name):
+    found = compiled("h200", "test_grouped_matmul_compiles_gpu")[name]
+    assert "error" not in found
+    assert found["own"]
+    # a kernel that another case has, too, is compiled for the first of them
+    assert all(kernel["architecture"] == "sm_90a" for kernel in found["kernels"])
+    assert all(kernel["spills"] == 0 for kernel in found["kernels"])

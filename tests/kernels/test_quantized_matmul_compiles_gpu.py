@@ -3,17 +3,19 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import pytest
 from jaxinf_kernels.formats import E4M3, E5M2, INT4, INT8, MXFP4, MXFP8, NVFP4, quantise
 from jaxinf_kernels.quantized_matmul import quantized_linear, quantized_matmul
+from ptxas import compiled
 
 G8, G4, GE = (dataclasses.replace(f, block=128) for f in (INT8, INT4, E4M3))
 G32 = dataclasses.replace(INT4, block=32)
 PATHS = {
-    "w8a8": (INT8, INT8), "w8a8 g128": (G8, G8), "w4a8": (INT4, INT8), "fp8": (E4M3, E4M3),
-    "fp8 mixed": (E4M3, E5M2), "fp8 g128": (GE, GE), "w8a16": (INT8, None),
-    "w4a16 g128": (G4, None), "w4a16 g32": (G32, None), "fp8 weights": (E4M3, None),
-    "mxfp4": (MXFP4, MXFP4), "mxfp8": (MXFP8, MXFP8), "mxfp4 weights": (MXFP4, None), "nvfp4": (NVFP4, NVFP4),
-    "nvfp4 weights": (NVFP4, None), "floats": (None, None),
+    "w8a8": (INT8, INT8), "w8a8 g128": (G8, G8), "fp8": (E4M3, E4M3), "fp8 mixed": (E4M3, E5M2),
+    "fp8 g128": (GE, GE), "w8a16": (INT8, None), "w4a16 g128": (G4, None),
+    "w4a16 g32": (G32, None), "fp8 weights": (E4M3, None), "mxfp4": (MXFP4, MXFP4),
+    "mxfp8": (MXFP8, MXFP8), "nvfp4": (NVFP4, NVFP4), "nvfp4 weights": (NVFP4, None),
+    "floats": (None, None),
 }  # fmt: skip
 
 
@@ -49,9 +51,8 @@ def training(forward, back, n, k, m, chip):
 def blackwell():
     """Return what is compiled for a B200: (name, function, arguments)."""
     large, small, odd = (2048, 4096, 4096), (16, 4096, 4096), (37, 816, 203)
-    names = "w8a8", "w8a8 g128", "fp8", "fp8 mixed", "fp8 g128", "mxfp8", "nvfp4", "floats"
+    names = "w8a8", "w8a8 g128", "fp8", "fp8 mixed", "fp8 g128", "mxfp8", "mxfp4", "nvfp4", "floats"
     found = [(name, *value(name, *large, "b200")) for name in names]
-    found += [("mxfp4", *value("mxfp4", *large, "b200"))]
     found += [("fp8, few rows", *value("fp8", *small, "b200"))]
     found += [("w8a8, odd", *value("w8a8", *odd, "b200"))]
     found += [("nvfp4, gradient", *gradient("nvfp4", *odd, "b200"))]
@@ -59,7 +60,7 @@ def blackwell():
     return found
 
 
-def cases(chip="h200"):
+def hopper(chip="h200"):
     """Return what is compiled for Hopper: (name, function, arguments)."""
     large, small, odd = (2048, 4096, 4096), (16, 4096, 4096), (37, 784, 200)
     found = [(name, *value(name, *large, chip)) for name in PATHS]
@@ -74,3 +75,22 @@ def cases(chip="h200"):
     for forward, back in ((INT8, INT8), (E4M3, (E5M2, E4M3)), (NVFP4, NVFP4)):
         found.append((f"training in {forward}", *training(forward, back, *odd, chip)))
     return found
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in hopper()])
+def test_hopper_takes_it_without_spilling(name):
+    found = compiled("h200", "test_quantized_matmul_compiles_gpu", "hopper")[name]
+    assert "error" not in found
+    assert found["own"]
+    # a kernel that another case has, too, is compiled for the first of them
+    assert all(kernel["architecture"] == "sm_90a" for kernel in found["kernels"])
+    assert all(kernel["spills"] == 0 for kernel in found["kernels"])
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in blackwell()])
+def test_blackwell_takes_it(name):
+    found = compiled("b200", "test_quantized_matmul_compiles_gpu", "blackwell")[name]
+    assert "error" not in found
+    assert found["own"]
+    assert all(kernel["architecture"] == "sm_100a" for kernel in found["kernels"])
+    assert all(kernel["spills"] <= 8 for kernel in found["kernels"])

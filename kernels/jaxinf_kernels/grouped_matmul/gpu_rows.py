@@ -239,10 +239,9 @@ def _store(
         plgpu.commit_smem()
         begun = low  # copies are of fixed sizes: of all powers of two that the count is made of
         for size in [1 << i for i in reversed(range(rows.bit_length()))]:
-
-            @pl.when((count & size) != 0)
-            def copy(size: int = size, begun: Any = begun) -> None:
-                block = out_s.at[me, pl.ds(begun, size)]
-                plgpu.copy_smem_to_gmem(block, out.at[pl.ds(begin + begun, size), across])
-
+            block = out_s.at[me, pl.ds(begun, size)]
+            copy = partial(
+                plgpu.copy_smem_to_gmem, block, out.at[pl.ds(begin + begun, size), across]
+            )
+            pl.when((count & size) != 0)(copy)
             begun = begun + (count & size)

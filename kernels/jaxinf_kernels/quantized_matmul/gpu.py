@@ -53,7 +53,7 @@ def refusal(spec: Problem | Rule, arrays: Any) -> str | None:
             f"tensor cores do not multiply {wide.pop()}: cast with astype(jnp.bfloat16), or name a "
             "format for activations"
         )
-    sizes = tuple(_size(side, a, axis) for (side, a), axis in zip(both, (2, 1), strict=True))
+    sizes = _size(problem.x, given.x, 2), _size(problem.w, given.w, 1)
     for name, size in zip("xw", sizes, strict=True):
         if size % LEAST:
             return (

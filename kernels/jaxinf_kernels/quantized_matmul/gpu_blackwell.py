@@ -1,9 +1,9 @@
-"""Products of quantised matrices on Blackwell's tensor cores, whose sums have a memory of their own.
+"""Products of quantised matrices on Blackwell's tensor cores, which have memory for their sums.
 
 A block of threads goes from tile to tile of the result, with a warpgroup for each of three duties:
-one fetches blocks of x and w into a ring of shared memory, one multiplies them into one of two sums,
-and one scales, activates and writes the other. Scales of small blocks (MXFP8, MXFP4 and NVFP4) are
-multiplied by the tensor cores themselves.
+one fetches blocks of x and w into a ring of shared memory, one multiplies them into one of two
+sums, and one scales, activates and writes the other. Scales of small blocks (MXFP8, MXFP4 and
+NVFP4) are multiplied by the tensor cores themselves.
 """
 
 from functools import partial
@@ -16,7 +16,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
 from jaxinf_kernels import hopper
-from jaxinf_kernels.quantized_matmul.gpu_blocks import SUMMED, bits
+from jaxinf_kernels.quantized_matmul.gpu_blocks import SUMMED
 from jaxinf_kernels.quantized_matmul.gpu_hopper import (
     COMPUTING,
     Plan,
@@ -80,9 +80,8 @@ def call(plan: Plan, arrays: list[Array], shape: tuple[int, int, int], out: Any,
             count = plan.depth // plan.sizes[0]
             lines = plan.stages, size // ROWS, count // 4, 32, LINE
             scratch[f"{side}_lines"] = plgpu.SMEM(lines, scale)
-            scratch[f"{side}_scales"] = plgpu.TMEM(
-                (size, count), scale, layout=plgpu.TMEMLayout.SCALES_LAYOUT()
-            )
+            layout: Any = plgpu.TMEMLayout.SCALES_LAYOUT()
+            scratch[f"{side}_scales"] = plgpu.TMEM((size, count), scale, layout=layout)
     return plgpu.kernel(
         partial(_kernel, plan, min(cores, tiles)),
         out_type=jax.ShapeDtypeStruct(shape, out),
