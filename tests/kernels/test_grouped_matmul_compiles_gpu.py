@@ -31,8 +31,14 @@ def gradient(shape, chip, **options):
     return jax.value_and_grad(loss, (0, 1)), args
 
 
-def cases(chip="h200"):
-    """Return what is compiled: (name, function, arguments)."""
+def blackwell():
+    """Return what is compiled for a B200: (name, function, arguments)."""
+    found = [(f"{shape} gradient", *gradient(shape, "b200")) for shape in ("large", "odd")]
+    return [*found, ("odd int8", *value("odd", "b200", held=True))]
+
+
+def hopper(chip="h200"):
+    """Return what is compiled for Hopper: (name, function, arguments)."""
     found = [(f"{shape} gradient", *gradient(shape, chip)) for shape in SHAPES]
     found += [(f"{shape} int8", *value(shape, chip, held=True)) for shape in SHAPES]
     found += [("odd int8 of float32", *value("odd", chip, dtype=jnp.float32, form=INT8))]
@@ -40,11 +46,20 @@ def cases(chip="h200"):
     return found
 
 
-@pytest.mark.parametrize("name", [name for name, *_ in cases()])
+@pytest.mark.parametrize("name", [name for name, *_ in hopper()])
 def test_hopper_takes_it_without_spilling(name):
-    found = compiled("h200", "test_grouped_matmul_compiles_gpu")[name]
+    found = compiled("h200", "test_grouped_matmul_compiles_gpu", "hopper")[name]
     assert "error" not in found
     assert found["own"]
     # a kernel that another case has, too, is compiled for the first of them
     assert all(kernel["architecture"] == "sm_90a" for kernel in found["kernels"])
+    assert all(kernel["spills"] == 0 for kernel in found["kernels"])
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in blackwell()])
+def test_blackwell_takes_it_without_spilling(name):
+    found = compiled("b200", "test_grouped_matmul_compiles_gpu", "blackwell")[name]
+    assert "error" not in found
+    assert found["own"]
+    assert all(kernel["architecture"] == "sm_100a" for kernel in found["kernels"])
     assert all(kernel["spills"] == 0 for kernel in found["kernels"])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinf_kernels.formats import Quantised, quantise
-from jaxinf_kernels.grouped_matmul import gpu_rows, gpu_weights, xla
+from jaxinf_kernels.grouped_matmul import gpu_blackwell, gpu_rows, gpu_weights, xla
 from jaxinf_kernels.grouped_matmul.gpu_blocks import COMPUTING, Blocks, blocks_for, stages_for
 from jaxinf_kernels.grouped_matmul.problem import Problem
 from jaxinf_kernels.grouped_matmul.schedule import bounds
@@ -25,8 +25,8 @@ def refusal(spec: Problem | Rule, arrays: Any) -> str | None:
     """Return which constraint of the kernels is violated, and what mends that."""
     problem: Any = getattr(spec, "spec", spec)
     chip, x = problem.how.known, arrays[0]
-    if chip is not None and chip.name not in ("h100", "h200"):
-        return f"there is no kernel for {chip.name}: name chip='h100' or 'h200'"
+    if chip is not None and chip.platform != "cuda":
+        return f"there is no kernel for {chip.name}: name chip='h100', 'h200' or 'b200'"
     whole = problem.form is not None and problem is spec
     if x.dtype != jnp.bfloat16 and not (whole and x.dtype == jnp.float32):
         return f"tensor cores do not multiply {x.dtype}: cast with astype(jnp.bfloat16)" + (
@@ -52,13 +52,23 @@ def multiply(*arrays: Array, spec: Problem) -> tuple[Array]:
 def pull(*args: Array, spec: Rule) -> tuple[Array, ...]:
     """Return the cotangents of what is differentiated."""
     options: Any = {"spec": spec.spec}
-    return xla.pulled(partial(product, **options), partial(outer, **options), *args, spec=spec)
+    # of matrices' cotangents there is a kernel for Hopper
+    weights = xla.outer if _blackwell(options["spec"]) else partial(outer, **options)
+    return xla.pulled(partial(product, **options), weights, *args, spec=spec)
+
+
+def _blackwell(spec: Problem) -> bool:
+    """Whether sums are in tensor memory."""
+    chip = spec.how.known
+    return chip is not None and chip.name == "b200"
 
 
 def _blocks(spec: Problem, n: int, groups: int) -> Blocks:
     """Return those that the caller names, or those that suit."""
     named = spec.how.blocks
-    return named if isinstance(named, Blocks) else blocks_for(n, groups)
+    if isinstance(named, Blocks):
+        return named
+    return Blocks() if _blackwell(spec) else blocks_for(n, groups)
 
 
 def product(
@@ -97,7 +107,8 @@ def product(
             filled_up(by_column[:, :, 0], {2: wide}),
         ]
     width = up(m, ROW // jnp.dtype(dtype).itemsize)
-    found = gpu_rows.call(plan, ready, (batch, n, width), dtype, CORES)
+    call = gpu_blackwell.call if _blackwell(spec) else gpu_rows.call
+    found = call(plan, ready, (batch, n, width), dtype, CORES)
     return found if width == m else found[..., :m]
 
 

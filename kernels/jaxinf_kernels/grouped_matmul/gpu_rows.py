@@ -102,33 +102,30 @@ def _kernel(plan: Plan, cores: int, table: Any, x: Any, w: Any, *refs: Any, **sc
     batch, down, across = plan.grid
     mine = quotient(batch * down * across - 1 - core, cores) + 1
 
-    def place(t: Any) -> Tile:
-        number = core + t * cores
-        b = quotient(number, down * across)
-        rest = number - b * (down * across)
-        j = quotient(rest, down)
-        return Tile(b, rest - j * down, j)
+    at = partial(place, plan, core, cores)
 
     def read(tile: Tile, name: int) -> Any:
         return table[name, tile.batch if table.shape[1] > 1 else 0, tile.visit]
 
     @pl.when(me == COMPUTING)
-    def fetch() -> None:
+    def fetching() -> None:
         plgpu.set_max_registers(40, action="decrease")
 
         def one(t: Any, begin: Any) -> Any:
-            there = read(place(t), COMPUTED)
-            pl.when(there != 0)(lambda: _fetch(plan, x, w, scratch, place(t), read, begin))
+            there = read(at(t), COMPUTED)
+            pl.when(there != 0)(
+                partial(fetch, plan, x, w, scratch, at(t), read(at(t), GROUP), read, begin)
+            )
             return begin + there * plan.steps
 
         loop(mine, one, jnp.int32(0))
 
     @pl.when(me < COMPUTING)
-    def multiply() -> None:
+    def multiplying() -> None:
         plgpu.set_max_registers(232, action="increase")
 
         def one(t: Any, begin: Any) -> Any:
-            tile = place(t)
+            tile = at(t)
             there = read(tile, COMPUTED)
 
             @pl.when(read(tile, BEYOND) > read(tile, LOW))
@@ -140,6 +137,16 @@ def _kernel(plan: Plan, cores: int, table: Any, x: Any, w: Any, *refs: Any, **sc
 
         loop(mine, one, jnp.int32(0))
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+
+def place(plan: Plan, core: Any, cores: int, t: Any) -> Tile:
+    """Return where a tile of a block of threads lies."""
+    _, down, across = plan.grid
+    number = core + t * cores
+    b = quotient(number, down * across)
+    rest = number - b * (down * across)
+    j = quotient(rest, down)
+    return Tile(b, rest - j * down, j)
 
 
 def loop(count: Any, function: Any, start: Any = None) -> Any:
@@ -157,10 +164,12 @@ def own(ref: Any, b: Any) -> Any:
     return ref.at[b if ref.shape[0] > 1 else 0]
 
 
-def _fetch(plan: Plan, x: Any, w: Any, scratch: Any, tile: Tile, read: Any, begin: Any) -> None:
+def fetch(
+    plan: Plan, x: Any, w: Any, scratch: Any, tile: Tile, group: Any, read: Any, begin: Any
+) -> None:
     """Fetch the blocks of a visit as places in the ring become free."""
     rows, wide = plan.blocks.rows, COMPUTING * plan.blocks.columns
-    x, w = own(x, tile.batch), own(w, tile.batch).at[read(tile, GROUP)]
+    x, w = own(x, tile.batch), own(w, tile.batch).at[group]
     down, across = pl.ds(read(tile, BLOCK) * rows, rows), pl.ds(tile.across * wide, wide)
 
     def step(s: Any, _: None) -> None:
@@ -237,11 +246,16 @@ def _store(
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         out_s[me] = found.astype(out_s.dtype)
         plgpu.commit_smem()
-        begun = low  # copies are of fixed sizes: of all powers of two that the count is made of
-        for size in [1 << i for i in reversed(range(rows.bit_length()))]:
-            block = out_s.at[me, pl.ds(begun, size)]
-            copy = partial(
-                plgpu.copy_smem_to_gmem, block, out.at[pl.ds(begin + begun, size), across]
-            )
-            pl.when((count & size) != 0)(copy)
-            begun = begun + (count & size)
+        write(out_s.at[me], out, begin, low, count, across)
+
+
+def write(block: Any, out: Any, begin: Any, low: Any, count: Any, across: Any) -> None:
+    """Write a number of a block's rows, from ``low`` on, to where the block's first is ``begin``.
+
+    Copies are of fixed sizes: of the powers of two that the number is made of.
+    """
+    for size in [1 << i for i in reversed(range(block.shape[0].bit_length()))]:
+        part = block.at[pl.ds(low, size)]
+        copy = partial(plgpu.copy_smem_to_gmem, part, out.at[pl.ds(begin + low, size), across])
+        pl.when((count & size) != 0)(copy)
+        low = low + (count & size)
