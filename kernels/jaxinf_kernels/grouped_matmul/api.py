@@ -51,7 +51,7 @@ def grouped_matmul(
         column, ``quantise(w, INT8, axis=-2)``, and then x is rounded to INT8 too.
       sizes: how many rows each group has; at most n together. Rows beyond give 0.
       form: INT8 to round x and w, where w is not held.
-      implementation: ``"xla"`` or ``"tpu"``; by default what fits the platform.
+      implementation: ``"xla"``, ``"tpu"`` or ``"gpu"``; by default what fits the platform.
       chip: ``"v5e"`` say, for block sizes and for whether it multiplies INT8, where no mesh tells
         which chip is compiled for. A v4 does not, and widens it; any other is taken to.
       blocks: of the kernel, in place of the chip's.
