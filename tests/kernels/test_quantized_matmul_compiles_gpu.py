@@ -19,20 +19,20 @@ PATHS = {
 }  # fmt: skip
 
 
-def value(name, n, k, m, chip, dtype=jnp.bfloat16):
+def value(name, n, k, m, chip, dtype=jnp.bfloat16, of=jnp.bfloat16):
     """A product with all that may follow it."""
     form, own = PATHS[name]
     w = jax.ShapeDtypeStruct((k, m), jnp.bfloat16)
     held = w if form is None else jax.eval_shape(partial(quantise, form=form, axis=-2), w)
-    x, bias = jax.ShapeDtypeStruct((n, k), jnp.bfloat16), jax.ShapeDtypeStruct((m,), jnp.float32)
+    x, bias = jax.ShapeDtypeStruct((n, k), of), jax.ShapeDtypeStruct((m,), jnp.float32)
     options = {"activations": own, "activation": "gelu", "out_dtype": dtype}
     multiply = partial(quantized_matmul, **options, implementation="gpu", chip=chip)
     return lambda x, w, b: multiply(x, w, bias=b), (x, held, bias)
 
 
-def gradient(name, n, k, m, chip):
+def gradient(name, n, k, m, chip, **options):
     """A product and its cotangents."""
-    multiply, (x, held, bias) = value(name, n, k, m, chip)
+    multiply, (x, held, bias) = value(name, n, k, m, chip, **options)
     return jax.value_and_grad(lambda x, w, b: jnp.sum(multiply(x, w, b))), (x, held, bias)
 
 
@@ -72,6 +72,7 @@ def hopper(chip="h200"):
     found += [
         (f"{name}, gradient", *gradient(name, *odd, chip)) for name in ("w8a16", "fp8", "nvfp4")
     ]
+    found.append(("float32 gradient", *gradient("w8a8", *odd, chip, of=jnp.float32)))
     for forward, back in ((INT8, INT8), (E4M3, (E5M2, E4M3)), (NVFP4, NVFP4)):
         found.append((f"training in {forward}", *training(forward, back, *odd, chip)))
     return found

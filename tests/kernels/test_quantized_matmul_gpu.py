@@ -201,6 +201,16 @@ def test_cotangents_times_the_transpose(few, form):
     assert relative(found, PLAIN.back(g, held, jnp.dtype(jnp.bfloat16), how)) <= 1e-6
 
 
+def test_cotangents_in_float32_are_not_rounded():
+    _, w, _ = inputs(6)
+    made, arrays = side(quantise(w, INT8, axis=-2))
+    held = factor(made, dict(zip(made.names, arrays, strict=True)), -2)
+    g = jnp.asarray(np.random.default_rng(1).normal(size=(1, 5, w.shape[1])), jnp.float32)
+    single = jnp.dtype(jnp.float32)
+    found = gpu.products().back(g, held, single, HOPPER)
+    np.testing.assert_array_equal(found, PLAIN.back(g, held, single, HOPPER))
+
+
 def test_no_rows():
     _, w, _ = inputs(7)
     assert kernel(jnp.zeros((0, 384)), quantise(w, INT8, axis=-2), activations=INT8).shape == (

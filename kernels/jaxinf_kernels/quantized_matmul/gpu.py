@@ -1,4 +1,12 @@
-"""Products of quantised matrices on an NVIDIA GPU's tensor cores: what is asked of the kernels."""
+"""Products of quantised matrices on an NVIDIA GPU's tensor cores: what is asked of the kernels.
+
+Tensor cores take w's elements of eight bits by columns, so that they are transposed first. That is
+a copy, which the compiler leaves out for weights that are held by columns, [M, K], and transposed
+in the program itself. Elements that are widened are read as they are held.
+
+Sums differ from those on a TPU in one thing: a Hopper's tensor cores sum products of FP8 in fewer
+bits than float32 has, so that they sum over 128 of them, and sums of these are in float32.
+"""
 
 from math import gcd
 from typing import Any
@@ -119,7 +127,7 @@ def products() -> Products:
         return product(x, w, dtype=dtype, how=how)
 
     def transposed(g: Array, w: Factor, dtype: Any, how: How) -> Array:
-        if _blackwell(how.known):
+        if _blackwell(how.known) or dtype != jnp.bfloat16:  # of which there is no kernel
             return PLAIN.back(g, w, dtype, how)
         return back(g, w, dtype, how)
 
