@@ -6,15 +6,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxinf_kernels.formats import INT8, Format, Quantised
-from jaxinf_kernels.grouped_matmul import tpu, xla
+from jaxinf_kernels.grouped_matmul import gpu, tpu, xla
 from jaxinf_kernels.grouped_matmul.blocks import Blocks
 from jaxinf_kernels.grouped_matmul.problem import Operands, Problem
 from jaxinf_kernels.operation import Kernel, Kernels, asked, operation
 
 _multiply = operation(
     "grouped_matmul",
-    Kernels(xla.multiply, tpu=Kernel(tpu.multiply)),
-    Kernels(xla.pull, tpu=Kernel(tpu.pull)),
+    Kernels(xla.multiply, tpu=Kernel(tpu.multiply), cuda=Kernel(gpu.multiply, refusal=gpu.refusal)),
+    Kernels(xla.pull, tpu=Kernel(tpu.pull), cuda=Kernel(gpu.pull, refusal=gpu.refusal)),
 )
 MOST = (2**31 - 1) // 127**2
 """Products of two INT8 that an int32 can always hold the sum of."""
@@ -51,7 +51,7 @@ def grouped_matmul(
         column, ``quantise(w, INT8, axis=-2)``, and then x is rounded to INT8 too.
       sizes: how many rows each group has; at most n together. Rows beyond give 0.
       form: INT8 to round x and w, where w is not held.
-      implementation: ``"xla"`` or ``"tpu"``; by default what fits the platform.
+      implementation: ``"xla"``, ``"tpu"`` or ``"gpu"``; by default what fits the platform.
       chip: ``"v5e"`` say, for block sizes and for whether it multiplies INT8, where no mesh tells
         which chip is compiled for. A v4 does not, and widens it; any other is taken to.
       blocks: of the kernel, in place of the chip's.

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxinf_kernels.formats import Format, Quantised
 from jaxinf_kernels.operation import Kernel, Kernels, asked, operation
-from jaxinf_kernels.quantized_matmul import tpu, xla
+from jaxinf_kernels.quantized_matmul import gpu, tpu, xla
 from jaxinf_kernels.quantized_matmul.backward import PLAIN, pull
 from jaxinf_kernels.quantized_matmul.operands import check, check_length, side
 from jaxinf_kernels.quantized_matmul.problem import Problem
@@ -16,8 +16,12 @@ from jaxinf_kernels.quantized_matmul.sparse import Sparse
 
 multiply = operation(
     "quantized_matmul",
-    Kernels(xla.multiply, tpu=Kernel(tpu.multiply)),
-    Kernels(partial(pull, products=PLAIN), tpu=Kernel(partial(pull, products=tpu.products()))),
+    Kernels(xla.multiply, tpu=Kernel(tpu.multiply), cuda=Kernel(gpu.multiply, refusal=gpu.refusal)),
+    Kernels(
+        partial(pull, products=PLAIN),
+        tpu=Kernel(partial(pull, products=tpu.products())),
+        cuda=Kernel(partial(pull, products=gpu.products()), refusal=gpu.refusal),
+    ),
 )
 
 
