@@ -6,13 +6,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxinf_kernels.decode_attention import ragged, tpu, xla
+from jaxinf_kernels.decode_attention import gpu, ragged, tpu, xla
 from jaxinf_kernels.decode_attention.blocks import Blocks, blocks_for
 from jaxinf_kernels.decode_attention.cache import Cache
 from jaxinf_kernels.decode_attention.problem import Operands, Problem
 from jaxinf_kernels.operation import Kernel, Kernels, asked, operation
 
-_decode_attention = operation("decode_attention", Kernels(xla.attend, tpu=Kernel(tpu.attend)))
+_decode_attention = operation(
+    "decode_attention",
+    Kernels(xla.attend, tpu=Kernel(tpu.attend), cuda=Kernel(gpu.attend, gpu.refusal)),
+)
 
 
 def decode_attention(

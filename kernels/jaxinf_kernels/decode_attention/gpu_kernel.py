@@ -1,0 +1,437 @@
+"""Attention to a paged cache on an NVIDIA GPU: what a thread block does.
+
+A block of threads is one warpgroup. It has some rows of one group's queries and one part of a
+sequence, of which it fetches ``tokens`` at a time into a ring of shared memory, by copies that run
+on their own; a part's sum goes out as it is, and parts are merged outside. Products are those of a
+warp (``mma``), which Hopper and Blackwell both have, with the tokens down and the queries across: so
+one query costs an eighth of a tile, keys come into registers as they lie and are widened there, and
+values are read transposed, by ``ldmatrix``.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array
+
+from jaxinf_kernels.decode_attention.cache import magnitudes
+from jaxinf_kernels.decode_attention.problem import Problem, score, seen
+
+LOWEST = -0.7 * float(np.finfo(np.float32).max)
+"""Logits of what is not seen. Running maxima start from half of it: so the weight of what is not
+seen is zero, also where nothing has been."""
+LOG2E = float(np.log2(np.e))
+WIDE = jnp.bfloat16
+"""What is multiplied."""
+LEFT = plgpu.Layout.MMA_LHS(WIDE)
+RIGHT = plgpu.Layout.MMA_RHS(WIDE)
+SUM = plgpu.Layout.MMA_ACC(WIDE)
+"""How the operands of a product, and what it is added to, lie in registers."""
+DOWN, ACROSS = SUM.reduce(1), SUM.reduce(0)
+"""A number for each token, and for each query."""
+BLOCK = 16
+"""Numbers that share a scale in NVFP4."""
+
+
+class Sizes(NamedTuple):
+    """Of what a block of threads does."""
+
+    rows: int
+    """Of a group that it has: a multiple of 8."""
+    repeats: int
+    """Rows of one query."""
+    tiles: int
+    """How many times ``rows`` a group has."""
+    parts: int
+    """Into which a sequence is cut."""
+    tokens: int
+    """That are fetched at a time: a multiple of 64, and whole pages or a whole part of one."""
+    page: int
+    """Tokens of a page."""
+    stages: int
+    """Fetches under way, with the one that is worked on."""
+    blocks: int
+    """Of queries, of one example."""
+    groups: int
+    d: int
+    e: int
+    width: int
+    """Pages of a row of the table."""
+    sequences: int
+    pages: int
+    """Of a cache."""
+    own: tuple[bool, bool, bool, bool]
+    """Whether queries, tables, slopes and caches are an example's own."""
+    places: bool
+    """Whether the cache holds NVFP4."""
+    interpret: bool
+
+
+class Inputs(NamedTuple):
+    """Arrays in the GPU's memory, in as few axes as copies take."""
+
+    q: Any
+    """[batch * blocks * groups * tiles * rows, d]"""
+    slopes: Any
+    """[batch * groups * tiles, rows], or None."""
+    scalars: Any
+    """Of sequence, first and end each [batch * blocks]."""
+    table: Any
+    """[batch * sequences * width]"""
+    keys: "Half"
+    values: "Half"
+
+
+class Half(NamedTuple):
+    """Keys or values: the cache's, or what of them is in shared memory."""
+
+    elements: Any
+    """[pages * page, groups * width]; [stages, tokens, width]."""
+    scales: Any
+    """[pages * groups, page]; [stages, tokens]; or None."""
+    blocks: Any
+    """[pages * groups * width / 16, page]; [stages, width / 16, tokens]; or None."""
+    channels: Any
+    """[pages, groups * width]; [stages, width]; or None."""
+
+
+class State(NamedTuple):
+    """Of the softmax, for each query."""
+
+    top: Any
+    """[rows]: the highest logit, in units of log 2."""
+    total: Any
+    """[rows]: sum of weights."""
+    mean: Any
+    """[e, rows]: sum of weighted values."""
+
+
+def transforms(width: int, dtype: Any) -> Any:
+    """Return tiling and swizzle of rows of so many numbers."""
+    bits = jax.dtypes.itemsize_bits(dtype)
+    swizzle = plgpu.find_swizzle(width * bits)
+    return plgpu.TilingTransform((8, 8 * swizzle // bits)), plgpu.SwizzleTransform(swizzle)
+
+
+def added(total: Any, a: Any, b: Any, interpret: bool) -> Any:
+    """Return total + a @ b; interpret mode has no rule for a warp's product, so it is JAX's."""
+    if not interpret:
+        return plgpu.mma(total, a, b)
+    wide = (x.astype(total.dtype) for x in (a, b))
+    return total + lax.dot(*wide, precision=lax.Precision.HIGHEST)
+
+
+def zeros(shape: tuple[int, ...], layout: Any, number: float = 0) -> Any:
+    """Return an array of one number in a layout."""
+    return plgpu.layout_cast(jnp.full(shape, number, jnp.float32), layout)
+
+
+def attend_part(spec: Problem, sizes: Sizes, inputs: Inputs, outs: Any, scratch: Any) -> None:
+    """Attend from some rows to a part of a sequence."""
+    mean_ref, top_ref, total_ref = outs
+    q_ref, weights_ref, wide_ref, keys, values, full, ready = scratch
+    at = Place.here(sizes)
+    fetch = Fetch(spec, sizes, at, inputs, keys, values, full)
+    plgpu.copy_gmem_to_smem(inputs.q.at[pl.ds(at.queries * sizes.rows, sizes.rows)], q_ref, ready)
+    bounds = Bounds.of(spec, sizes, at, inputs.scalars)
+    for ahead in range(sizes.stages - 1):
+        chunk = bounds.low + ahead
+        pl.when(chunk < bounds.high)(partial(fetch.start, bounds, chunk, None))
+    plgpu.barrier_wait(ready)
+    slopes = None
+    if inputs.slopes is not None:
+        slopes = plgpu.load(inputs.slopes.at[at.slopes], layout=ACROSS, optimized=False)
+    held = Held(spec, sizes, bounds, fetch, q_ref, weights_ref, wide_ref, keys, values, slopes)
+    state = State(
+        zeros((sizes.rows,), ACROSS, LOWEST / 2),
+        zeros((sizes.rows,), ACROSS),
+        zeros((sizes.e, sizes.rows), SUM),
+    )
+    carry = state, fetch.numbers(bounds, bounds.low + sizes.stages - 1)
+    if spec.window is not None:
+        carry = lax.fori_loop(bounds.low, bounds.begin, held.visit(True), carry)
+    carry = lax.fori_loop(bounds.begin, bounds.end, held.visit(False), carry)
+    state, _ = lax.fori_loop(bounds.end, bounds.high, held.visit(True), carry)
+    mean_ref[at.result] = state.mean
+    top_ref[at.result] = state.top
+    total_ref[at.result] = state.total
+
+
+class Place(NamedTuple):
+    """Of a block of threads."""
+
+    group: Any
+    tile: Any
+    """Of the group's rows."""
+    part: Any
+    block: Any
+    """Of queries, over the batch."""
+    example: Any
+    queries: Any
+    """Which rows of queries, in units of a tile."""
+    slopes: Any
+    result: Any
+
+    @staticmethod
+    def here(sizes: Sizes) -> "Place":
+        """Return where this one is."""
+        part, across = lax.axis_index("part"), lax.axis_index("group")
+        group = lax.div(across, jnp.int32(sizes.tiles))
+        tile = lax.rem(across, jnp.int32(sizes.tiles))
+        batch, mine = lax.axis_index("example"), lax.axis_index("block")
+        block = batch * sizes.blocks + mine
+        along = sizes.groups * sizes.tiles
+        queries = (block if sizes.own[0] else mine) * along + across
+        result = (block * along + across) * sizes.parts + part
+        slopes = across + (batch * along if sizes.own[2] else 0)
+        return Place(group, tile, part, block, batch, queries, slopes, result)
+
+
+class Bounds(NamedTuple):
+    """Which fetches, of ``tokens`` each from the sequence's first, a block of threads works on."""
+
+    low: Any
+    """The first."""
+    begin: Any
+    """The first of those of which every query sees every token."""
+    end: Any
+    """That after the last of those."""
+    high: Any
+    """That after the last."""
+    first: Any
+    """Position of the block's first query."""
+    last: Any
+    """Position after its last."""
+    row: Any
+    """Where the sequence's pages begin in the table."""
+    pages: Any
+    """Pages that hold what is seen."""
+
+    @staticmethod
+    def of(spec: Problem, sizes: Sizes, at: Place, scalars: Any) -> "Bounds":
+        """Work them out."""
+        sequence, first, last = (ref[at.block] for ref in scalars)
+        size = jnp.int32(sizes.tokens)
+        inside = jnp.clip(last, 0, sizes.width * sizes.page)
+        after = lax.div(inside + (sizes.tokens - 1), size)
+        start = begin = jnp.int32(0)
+        if spec.window is not None:
+            start = lax.div(jnp.maximum(first - (spec.window - 1), 0), size)
+            begin = jnp.maximum(last - spec.window, 0) + (sizes.tokens - 1)
+            begin = lax.div(begin, size)
+        each = lax.div(jnp.maximum(after - start, 0) + (sizes.parts - 1), jnp.int32(sizes.parts))
+        low = start + at.part * each
+        high = jnp.maximum(jnp.minimum(low + each, after), low)
+        begin = jnp.clip(begin, low, high)
+        end = jnp.clip(lax.div(jnp.maximum(first + 1, 0), size), begin, high)
+        row = (sequence + (at.example * sizes.sequences if sizes.own[1] else 0)) * sizes.width
+        pages = lax.div(inside + (sizes.page - 1), jnp.int32(sizes.page))
+        return Bounds(low, begin, end, high, first, last, row, pages)
+
+
+class Fetch(NamedTuple):
+    """Copies of pages into shared memory."""
+
+    spec: Problem
+    sizes: Sizes
+    at: Place
+    inputs: Inputs
+    keys: Half
+    values: Half
+    full: Any
+
+    def numbers(self, bounds: Bounds, chunk: Any) -> tuple[Any, ...]:
+        """Return the pages of a fetch: of what lies beyond the sequence its last."""
+        sizes = self.sizes
+        count = max(1, sizes.tokens // sizes.page)
+        before = lax.div(chunk * sizes.tokens, jnp.int32(sizes.page))
+        found = []
+        for i in range(count):
+            page = jnp.clip(before + i, 0, jnp.maximum(bounds.pages - 1, 0))
+            found.append(self.inputs.table[bounds.row + page])
+        return tuple(found)
+
+    def start(self, bounds: Bounds, chunk: Any, numbers: Any = None) -> None:
+        """Start to copy a fetch's pages."""
+        sizes, at = self.sizes, self.at
+        slot = lax.rem(chunk - bounds.low, jnp.int32(sizes.stages))
+        along = min(sizes.page, sizes.tokens)
+        offset = 0
+        if sizes.page > sizes.tokens:
+            offset = lax.rem(chunk * sizes.tokens, jnp.int32(sizes.page))
+        bar = self.full.at[slot]
+        for i, number in enumerate(numbers or self.numbers(bounds, chunk)):
+            page = number + (at.example * sizes.pages if sizes.own[3] else 0)
+            there = pl.ds(i * along, along)
+            row = pl.ds(page * sizes.page + offset, along)
+            for source, target, width in (
+                (self.inputs.keys, self.keys, sizes.d),
+                (self.inputs.values, self.values, sizes.e),
+            ):
+                mine = pl.ds(at.group * width, width)
+                plgpu.copy_gmem_to_smem(
+                    source.elements.at[row, mine], target.elements.at[slot, there], bar
+                )
+                group = page * sizes.groups + at.group
+                if source.scales is not None:
+                    plgpu.copy_gmem_to_smem(
+                        source.scales.at[group, pl.ds(offset, along)],
+                        target.scales.at[slot, there], bar,
+                    )  # fmt: skip
+                if source.blocks is not None:
+                    every = width // BLOCK
+                    plgpu.copy_gmem_to_smem(
+                        source.blocks.at[pl.ds(group * every, every), pl.ds(offset, along)],
+                        target.blocks.at[slot], bar,
+                    )  # fmt: skip
+                if source.channels is not None:
+                    plgpu.copy_gmem_to_smem(
+                        source.channels.at[page, mine], target.channels.at[slot], bar
+                    )
+
+
+class Held(NamedTuple):
+    """What a visit needs."""
+
+    spec: Problem
+    sizes: Sizes
+    bounds: Bounds
+    fetch: Fetch
+    q: Any
+    weights: Any
+    wide: Any
+    keys: Half
+    values: Half
+    slopes: Any
+
+    def visit(self, masked: bool) -> Callable[[Any, Any], Any]:
+        """Return the visit of a fetch, of which some tokens may not be seen."""
+
+        def visit(chunk: Any, carry: Any) -> Any:
+            return self._visit(chunk, carry, masked)
+
+        return visit
+
+    def _visit(self, chunk: Any, carry: Any, masked: bool) -> Any:
+        sizes, state = self.sizes, carry[0]
+        slot = lax.rem(chunk - self.bounds.low, jnp.int32(sizes.stages))
+        plgpu.barrier_wait(self.fetch.full.at[slot])
+        s = self._logits(chunk, slot, masked)
+        top = jnp.maximum(state.top, jnp.max(s, axis=0))
+        p = jnp.exp2(s - across(top, s.shape))
+        fall = jnp.exp2(state.top - top)
+        w = p
+        if self.values.scales is not None:
+            scales = plgpu.load(self.values.scales.at[slot], layout=DOWN)
+            w = w * down(scales, w.shape)
+            if masked:  # what was never written may have any scale
+                w = jnp.where(p > 0, w, 0)
+        w = w.astype(WIDE)
+        summed = w.astype(jnp.float32) if self.values.scales is None else p
+        total = state.total * fall + jnp.sum(summed, axis=0)
+        self.weights[...] = w
+        self._widen(slot)
+        plgpu.commit_smem()
+        # every warp has read the stage before this one, so it can be filled again
+        ahead = chunk + (sizes.stages - 1)
+        pl.when(ahead < self.bounds.high)(
+            partial(self.fetch.start, self.bounds, ahead, carry[1])
+        )
+        numbers = self.fetch.numbers(self.bounds, ahead + 1)
+        source = self.values.elements.at[slot] if self.wide is None else self.wide
+        v = plgpu.load(source.transpose((1, 0)), layout=LEFT)
+        if masked:
+            v = jnp.where(self._inside(chunk), v, jnp.zeros_like(v))
+        mean = state.mean * across(fall, state.mean.shape)
+        mean = added(mean, v, plgpu.load(self.weights, layout=RIGHT), sizes.interpret)
+        return State(top, total, mean), numbers
+
+    def _inside(self, chunk: Any) -> Array:
+        """Return which of a fetch's tokens any query sees, [e, tokens]."""
+        j = plgpu.broadcasted_iota(jnp.int32, (self.sizes.e, self.sizes.tokens), 1, layout=LEFT)
+        distance = (self.bounds.last - 1 - chunk * self.sizes.tokens) - j
+        return seen(self.spec, distance, self.spec.queries)
+
+    def _logits(self, chunk: Any, slot: Any, masked: bool) -> Array:
+        """Return logits [tokens, rows] in units of log 2."""
+        spec, sizes = self.spec, self.sizes
+        shape = sizes.tokens, sizes.rows
+        plain = spec.soft_cap is None and self.slopes is None
+        s = self._products(slot) * (spec.scale * (LOG2E if plain else 1.0))
+        if self.keys.scales is not None:
+            s = s * down(plgpu.load(self.keys.scales.at[slot], layout=DOWN), shape)
+        if plain and not masked:
+            return s
+        j = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=SUM) + chunk * sizes.tokens
+        distance = self.bounds.first - j
+        if spec.queries > 1:
+            row = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=SUM)
+            row = row + self.fetch.at.tile * sizes.rows
+            distance = distance + lax.div(row, jnp.full_like(row, sizes.repeats))
+        if not plain:
+            slope = None if self.slopes is None else across(self.slopes, shape)
+            s = score(spec, s, slope, distance.astype(jnp.float32)) * LOG2E
+        return jnp.where(seen(spec, distance), s, LOWEST) if masked else s
+
+    def _products(self, slot: Any) -> Array:
+        """Return products [tokens, rows] of keys, without their tokens' scales, with queries."""
+        sizes = self.sizes
+        s = zeros((sizes.tokens, sizes.rows), SUM)
+        k = widened(plgpu.load(self.keys.elements.at[slot], layout=LEFT), sizes.places)
+        q = plgpu.load(self.q.transpose((1, 0)), layout=RIGHT)
+        if self.keys.channels is not None:
+            channels = plgpu.load(self.keys.channels.at[slot], layout=RIGHT.reduce(1))
+            q = (q.astype(jnp.float32) * down(channels, q.shape)).astype(WIDE)
+        if self.keys.blocks is None:
+            return added(s, k, q, sizes.interpret)
+        for c in range(sizes.d // BLOCK):
+            part = slice(c * BLOCK, (c + 1) * BLOCK)
+            none = zeros(s.shape, SUM)
+            scale = plgpu.load(self.keys.blocks.at[slot, c], layout=DOWN).astype(jnp.float32)
+            s = s + added(none, k[:, part], q[part], sizes.interpret) * down(scale, s.shape)
+        return s
+
+    def _widen(self, slot: Any) -> None:
+        """Widen values, with the scales of their blocks, where they are in few bits."""
+        if self.wide is None:
+            return
+        v = widened(plgpu.load(self.values.elements.at[slot], layout=SUM), self.sizes.places)
+        if self.values.blocks is not None:
+            parts = []
+            for c in range(self.sizes.e // BLOCK):
+                scale = plgpu.load(self.values.blocks.at[slot, c], layout=DOWN)
+                part = v[:, c * BLOCK : (c + 1) * BLOCK]
+                parts.append(part * down(widened(scale), part.shape))
+            v = jnp.concatenate(parts, axis=1)
+        self.wide[...] = v
+
+
+def widened(elements: Any, places: bool = False) -> Any:
+    """Return elements as they are multiplied, exactly, without any scale.
+
+    Args:
+      elements: of a cache, or E4M3 scales.
+      places: whether they are NVFP4's places in the order of magnitudes.
+    """
+    if elements.dtype == WIDE:
+        return elements
+    if elements.dtype == jnp.float8_e4m3fn:  # Hopper goes to bfloat16 by way of float32
+        return elements.astype(jnp.float32).astype(WIDE)
+    wide = elements.astype(WIDE)
+    return magnitudes(wide) if places else wide
+
+
+def down(column: Any, shape: tuple[int, ...]) -> Any:
+    """Spread a number for each row."""
+    return lax.broadcast_in_dim(column, shape, (0,))
+
+
+def across(row: Any, shape: tuple[int, ...]) -> Any:
+    """Spread a number for each column."""
+    return lax.broadcast_in_dim(row, shape, (1,))
