@@ -30,6 +30,10 @@ UNIT = 64
 """Tokens that the four warps of a block have at a time."""
 LEAST = 256
 """Tokens below which a sequence is not cut further."""
+WHOLE = 4096
+"""Rows times numbers of a key or a value that fit into registers."""
+SPARE = 8192
+"""Bytes of shared memory for what is small, among them what reductions need."""
 
 
 def refusal(spec: Problem, arrays: Any) -> str | None:
@@ -66,7 +70,7 @@ def attend(
     chip = spec.how.known or CHIPS["h100"]
     blocks = blocks or spec.how.blocks or blocks_for(chip)
     batch = max(a.shape[0] for a in arrays)
-    sizes = _sizes(spec, given, blocks, batch, bool(interpret))
+    sizes = _sizes(spec, given, blocks, chip.memory, batch, bool(interpret))
     inputs = _inputs(given, batch, sizes)
     leaves = jax.tree.leaves(inputs)
     number = batch * sizes.blocks * sizes.groups * sizes.tiles * sizes.parts
@@ -78,12 +82,12 @@ def attend(
         outs = refs[len(leaves) : len(leaves) + 3]
         attend_part(spec, sizes, mine, outs, _named(inputs, refs[len(leaves) + 3 :]))
 
-    mean, top, total = plgpu.kernel(
+    top, total, mean = plgpu.kernel(
         body,
         out_type=(
+            shape((number, sizes.rows)),
+            shape((number, sizes.rows)),
             shape((number, sizes.e, sizes.rows)),
-            shape((number, sizes.rows)),
-            shape((number, sizes.rows)),
         ),
         grid=(sizes.parts, sizes.groups * sizes.tiles, sizes.blocks, batch),
         grid_names=("part", "group", "block", "example"),
@@ -91,31 +95,38 @@ def attend(
         interpret=interpret or None,
         kernel_name="decode_attention",
     )(*leaves)
-    return _merged(given, sizes, batch, mean, top, total)
+    return _merged(given, sizes, batch, top, total, mean)
 
 
 def _sizes(
-    spec: Problem, given: Operands, blocks: Blocks, batch: int, interpret: bool
+    spec: Problem, given: Operands, blocks: Blocks, memory: int, batch: int, interpret: bool
 ) -> Sizes:
     """Cut rows into tiles and sequences into parts; see how many stages memory holds."""
     cache, page = given.cache, given.cache.page_size
     d, e = cache.keys.width, cache.values.width
     number, groups, rows = given.q.shape[1:4]
-    most = max(8, min(blocks.rows, 4096 // max(d, e)) // 8 * 8)
+    most = max(8, min(blocks.rows, WHOLE // max(d, e)) // 8 * 8)
     tiles = -(-rows // most)
     tile = up(-(-rows // tiles), 8)
+    ring = int(cache.bytes_per_token / groups)
+    wide = e if cache.form is not None else 0
+    one_page = cache.keys.channels is not None or cache.keys.blocks is not None
+
+    def used(tokens: int, stages: int) -> int:
+        """Bytes of shared memory."""
+        return 2 * (tokens * (tile + wide) + tile * d) + stages * tokens * ring + SPARE
+
     tokens = max(UNIT, blocks.tokens // UNIT * UNIT)
-    while tokens % page and page % tokens:
+    while (page % tokens and (one_page or tokens % page)) or (tokens > UNIT and used(tokens, 2) > memory):
         tokens -= UNIT
-    if cache.keys.channels is not None or cache.keys.blocks is not None:
-        while page % tokens:
-            tokens -= UNIT
-    staged = 2 * tokens * (tile + (e if cache.form is not None else 0)) + 2 * tile * d
-    stage = tokens * -(-cache.bytes_per_token // cache.groups)
-    stages = max(2, min(8, int((blocks.memory - staged - 8192) // stage)))
+    stages = blocks.stages
+    while stages > 2 and used(tokens, stages) > min(blocks.memory, memory):
+        stages -= 1
     sequences, width = given.table.shape[1:]
-    together = batch * number * groups * tiles
-    parts = min(-(-2 * blocks.cores // together), -(-width * page // max(LEAST, tokens)))
+    at_once = max(1, min(4, memory // used(tokens, stages)))
+    parts = min(
+        at_once * blocks.cores // (batch * number * groups * tiles), -(-width * page // LEAST)
+    )
     own = tuple(a is not None and a.shape[0] > 1 for a in (
         given.q, given.table, given.slopes, cache.keys.elements))  # fmt: skip
     return Sizes(
@@ -193,33 +204,29 @@ def _named(inputs: Inputs, refs: Any) -> Any:
 
 
 def _merged(
-    given: Operands, sizes: Sizes, batch: int, mean: Array, top: Array, total: Array
+    given: Operands, sizes: Sizes, batch: int, top: Array, total: Array, mean: Array
 ) -> tuple[Array, Array]:
-    """Merge parts, and the sink, in their order."""
-    blocks, groups, rows = sizes.blocks, sizes.groups, given.q.shape[3]
-    shape = batch, blocks, groups, sizes.tiles, sizes.parts
-    mean = mean.reshape(*shape, sizes.e, sizes.rows)
-    mean = jnp.moveaxis(mean, (4, 6), (0, 4)).reshape(
-        sizes.parts, batch, blocks, groups, -1, sizes.e
-    )[..., :rows, :]
-    top, total = (
-        jnp.moveaxis(a.reshape(*shape, sizes.rows), 4, 0).reshape(
-            sizes.parts, batch, blocks, groups, -1
-        )[..., :rows]
-        for a in (top, total)
-    )
-    highest = jnp.max(top, axis=0)
-    sink = None
+    """Merge parts, in their order, and the sink."""
+    shape = batch, sizes.blocks, sizes.groups, sizes.tiles, sizes.parts
+    rows = given.q.shape[3]
+
+    def all_rows(a: Array) -> Array:
+        """[B, N, G, tiles, rows, ...] to [B, N, G, R, ...]."""
+        return a.reshape(*a.shape[:3], -1, *a.shape[5:])[:, :, :, :rows]
+
+    top, total = (a.reshape(*shape, sizes.rows) for a in (top, total))
+    highest = jnp.max(top, axis=4, keepdims=True)
+    share = jnp.exp2(top - highest)
+    whole = all_rows(jnp.sum(total * share, axis=4))
+    mean = jnp.sum(mean.reshape(*shape, sizes.e, -1) * share[:, :, :, :, :, None], axis=4)
+    mean, highest = all_rows(mean.swapaxes(4, 5)), all_rows(highest[:, :, :, :, 0])
     if given.sinks is not None:
         sink = jnp.tile(given.sinks.astype(jnp.float32) * LOG2E, (1, 1, rows // sizes.repeats))
-        sink = jnp.broadcast_to(sink[:, None], highest.shape)
-        highest = jnp.maximum(highest, sink)
-    share = jnp.exp2(top - highest)
-    whole = jnp.sum(total * share, axis=0)
-    out = jnp.sum(mean * share[..., None], axis=0)
-    if sink is not None:
-        whole = whole + jnp.exp2(sink - highest)
+        above = jnp.maximum(highest, sink[:, None])
+        share = jnp.exp2(highest - above)
+        mean, whole, highest = mean * share[..., None], whole * share, above
+        whole = whole + jnp.exp2(sink[:, None] - above)
     there = whole > 0
     safe = jnp.where(there, whole, 1)
-    out = jnp.where(there[..., None], out / safe[..., None], 0).astype(given.q.dtype)
+    out = jnp.where(there[..., None], mean / safe[..., None], 0).astype(given.q.dtype)
     return out, jnp.where(there, (highest + jnp.log2(safe)) / LOG2E, -jnp.inf)

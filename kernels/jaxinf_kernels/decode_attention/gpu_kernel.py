@@ -134,7 +134,6 @@ def zeros(shape: tuple[int, ...], layout: Any, number: float = 0) -> Any:
 
 def attend_part(spec: Problem, sizes: Sizes, inputs: Inputs, outs: Any, scratch: Any) -> None:
     """Attend from some rows to a part of a sequence."""
-    mean_ref, top_ref, total_ref = outs
     q_ref, weights_ref, wide_ref, keys, values, full, ready = scratch
     at = Place.here(sizes)
     fetch = Fetch(spec, sizes, at, inputs, keys, values, full)
@@ -158,9 +157,8 @@ def attend_part(spec: Problem, sizes: Sizes, inputs: Inputs, outs: Any, scratch:
         carry = lax.fori_loop(bounds.low, bounds.begin, held.visit(True), carry)
     carry = lax.fori_loop(bounds.begin, bounds.end, held.visit(False), carry)
     state, _ = lax.fori_loop(bounds.end, bounds.high, held.visit(True), carry)
-    mean_ref[at.result] = state.mean
-    top_ref[at.result] = state.top
-    total_ref[at.result] = state.total
+    for ref, value in zip(outs, state, strict=True):
+        plgpu.store(ref.at[at.result], value, optimized=False)
 
 
 class Place(NamedTuple):
