@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxinf_kernels import decode_attention as room
-from jaxinf_kernels.decode_attention import Blocks, api, decode_attention, gpu
+from jaxinf_kernels.decode_attention import Blocks, api, decode_attention, gpu, xla
 from jaxinf_kernels.formats import E4M3, INT4, INT8, NVFP4
 from jaxinf_kernels.operation import OPERATIONS, choose
 from paged import EXTRAS, FORMS, Case, relative
 
 INTERPRET = plgpu.InterpretGPUParams(detect_races=True, uninitialized_memory="nan")
 BLOCKS = Blocks(tokens=64, rows=8, cores=3, memory=64 * 1024)
-SIZES = dict(lengths=(400, 0, 17), groups=1, repeats=2, d=64)
+SIZES = dict(lengths=(250, 0, 17), groups=1, repeats=2, d=64)
 
 
+@partial(jax.jit, static_argnames="spec")
 def interpreted(*arrays, spec):
     """The kernel in a simulation of a GPU, which raises at a race."""
     return gpu.attend(*arrays, spec=spec, interpret=INTERPRET)
@@ -95,8 +96,8 @@ def test_kernel_is_its_emulation_in_float64(x64, kernel, form, queries):
     given = {} if queries is None else {"query_lengths": jnp.asarray(counts)}
     blocks = Blocks(tokens=64, rows=8, cores=3 if queries is None else 9, memory=64 * 1024)
     run = attend(blocks=blocks, **given, **options)
-    for seed in range(3):
-        case = made(form, seed, queries=queries, outliers=seed == 2)
+    for seed in range(3 if form is None else 2):
+        case = made(form, seed, queries=queries, outliers=seed == 1)
         out, lse = run(*case.arrays)
         bound = 2.5e-3 if form is None else 3e-3
         assert relative(out, emulated(case, counts, 2, **options)) < bound
@@ -109,9 +110,9 @@ def test_kernel_is_its_emulation_in_float64(x64, kernel, form, queries):
         )
 
 
-@pytest.mark.parametrize("form", [None, INT8, NVFP4], ids=str)
+@pytest.mark.parametrize("form", [None, NVFP4], ids=str)
 def test_places_and_orders_do_not_matter_to_a_bit(kernel, form):
-    case = made(form, 6)
+    case = made(form, 6, lengths=(130, 0, 17))
     run = attend()
     out, lse = run(*case.arrays)
     q, cache, table, lengths = case.arrays
@@ -129,7 +130,7 @@ def test_places_and_orders_do_not_matter_to_a_bit(kernel, form):
         np.testing.assert_array_equal(lse, again[1][back])
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("form", [None, INT4], ids=str)
 def test_equal_values_are_returned(kernel, form):
     case = made(form, 10, lengths=(130, 0, 17))
     cache = room.write(case.cache, case.k, jnp.ones_like(case.v), case.place)
@@ -150,11 +151,11 @@ def test_pages_before_the_window_are_not_read(kernel):
     assert np.all(np.isfinite(np.asarray(after[0], np.float32)))
 
 
-@pytest.mark.parametrize("tokens, size", [(64, 8), (64, 192), (128, 32), (192, 64)])
+@pytest.mark.parametrize(("tokens", "size"), [(64, 192), (128, 32)])
 def test_pages_of_any_size_are_fetched(x64, kernel, tokens, size):
-    case = made(INT8, 3, size=size, lengths=(230, 9), groups=2, repeats=12)
+    case = made(INT8, 3, size=size, lengths=(140,), groups=1, repeats=12)
     # two tiles of rows, keys and values of different widths
-    cache = room.empty(len(case.cache.keys.elements), size, 2, 64, e=128, form=INT8)
+    cache = room.empty(len(case.cache.keys.elements), size, 1, 64, e=128, form=INT8)
     v = jnp.concatenate([case.v, -case.v], axis=-1)
     cache = room.write(cache, case.k, v, case.place)
     blocks = Blocks(tokens=tokens, rows=8, cores=1, memory=200 * 1024)
@@ -172,8 +173,8 @@ def test_a_batch_in_the_kernel_is_a_loop(monkeypatch):
 
     monkeypatch.setattr(api, "_decode_attention", noted)
     for seed in (11, 12):
-        case = made(NVFP4, seed, lengths=(70, 17), groups=2)
-        decode_attention(*case.arrays, blocks=BLOCKS, alibi=EXTRAS["alibi"])
+        case = made(NVFP4, seed, lengths=(70,))
+        decode_attention(*case.arrays, blocks=BLOCKS, alibi=EXTRAS["alibi"][:2])
     (first, spec), (second, _) = given
     both = [jnp.concatenate(pair) for pair in zip(first, second, strict=True)]
     out = interpreted(*both, spec=spec)
@@ -184,7 +185,7 @@ def test_a_batch_in_the_kernel_is_a_loop(monkeypatch):
     np.testing.assert_array_equal(interpreted(*shared, spec=spec)[0][0], out[0][0])
 
 
-def test_it_is_planned_for_the_chip():
+def test_it_is_planned_for_the_chip(monkeypatch):
     def sizes(sequences, form=None, chip="h100", **more):
         case = made(form, lengths=(1,) * sequences, size=64, groups=8, repeats=4, d=128, **more)
         table = jnp.zeros((sequences, 512), jnp.int32)
@@ -196,52 +197,47 @@ def test_it_is_planned_for_the_chip():
             found.append(gpu._sizes(spec, given, blocks, spec.how.known.memory, 1, True))
             return gpu.attend(*arrays, spec=spec)
 
-        before, api._decode_attention = api._decode_attention, noted
-        try:
-            q, cache, _, lengths = case.arrays
-            jax.eval_shape(partial(decode_attention, chip=chip), q, cache, table, lengths)
-        finally:
-            api._decode_attention = before
+        monkeypatch.setattr(api, "_decode_attention", noted)
+        q, cache, _, lengths = case.arrays
+        jax.eval_shape(partial(decode_attention, chip=chip), q, cache, table, lengths)
         return found[0]
 
-    few, many = sizes(1), sizes(64)
+    few, many = sizes(1), sizes(40)
     assert few.parts * 8 <= 2 * 132 < (few.parts + 1) * 8  # two blocks of threads a core
     assert (many.parts, many.stages, many.rows, many.tokens) == (1, 3, 8, 64)
-    assert sizes(1, INT8).parts > few.parts  # smaller ones, so that more fit
+    assert sizes(1, INT4).parts > few.parts  # smaller ones, so that more fit
     assert sizes(1, chip="b200").parts > few.parts
-    assert sizes(1, queries=16).tiles == 2
+    wide = sizes(1, queries=16)
+    assert (wide.blocks, wide.tiles, wide.rows, wide.stages) == (2, 1, 32, 3)
 
 
-def test_refusals_name_the_mend():
+def test_refusals_name_the_mend(monkeypatch):
     (primitive,) = (p for p in OPERATIONS if p.name == "decode_attention")
 
-    def refused(case, **options):
-        arrays, specs = [], []
+    def refused(form, size=64, d=64, dtype=jnp.bfloat16, **options):
+        cache = jax.eval_shape(lambda: room.empty(2, size, 1, d, form=form, dtype=dtype))
+        table, lengths = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, 2), (1,)))
+        q, arrays, specs = jax.ShapeDtypeStruct((1, 4, d), dtype), [], []
 
         def noted(*given, spec):
             arrays.append(given)
             specs.append(spec)
-            return gpu.attend(*given, spec=spec)
+            return xla.attend(*given, spec=spec)
 
-        api_before, api._decode_attention = api._decode_attention, noted
-        try:
-            jax.eval_shape(partial(decode_attention, **options), *case.arrays)
-        except Exception:  # what is refused need not be computed
-            pass
-        finally:
-            api._decode_attention = api_before
+        monkeypatch.setattr(api, "_decode_attention", noted)
+        jax.eval_shape(partial(decode_attention, **options), q, cache, table, lengths)
         return choose(primitive, specs[0], arrays[0], "cuda")
 
-    assert refused(made(None)).kernel is None  # never run: by default not taken
-    assert refused(made(None), implementation="gpu").kernel is not None
-    for match, case in [
-        ("astype", made(None, dtype=jnp.float32)),
-        ("zeros", made(None, d=32)),
-        ("zeros", made(None, d=320)),
-        ("64 tokens", made(INT4, size=32)),
-        ("64 tokens", made(NVFP4, size=96)),
-        ("multiple of 64", made(INT8, size=48)),
+    assert refused(None).kernel is None  # never run: by default not taken
+    assert refused(None, implementation="gpu").kernel is not None
+    for match, given in [
+        ("astype", dict(form=None, dtype=jnp.float32)),
+        ("zeros", dict(form=None, d=32)),
+        ("zeros", dict(form=None, d=320)),
+        ("64 tokens", dict(form=INT4, size=32)),
+        ("64 tokens", dict(form=NVFP4, size=96)),
+        ("multiple of 64", dict(form=INT8, size=48)),
     ]:
         with pytest.raises(NotImplementedError, match=match):
-            refused(case, implementation="gpu")
-        assert refused(case).kernel is None
+            refused(**given, implementation="gpu")
+        assert refused(**given).kernel is None

@@ -17,8 +17,8 @@ class Blocks:
     """Of the chip that share the sequences."""
     memory: int = 32 * 2**20
     """Bytes of a core's own memory that the kernel may have; on a GPU a block of threads."""
-    stages: int = 3
-    """On a GPU: fetches that memory is kept for, with the one that is worked on."""
+    stages: int = 4
+    """On a GPU: fetches that memory is kept for at most, with the one that is worked on."""
 
 
 _MiB = 2**20

@@ -32,7 +32,7 @@ LEAST = 256
 """Tokens below which a sequence is not cut further."""
 WHOLE = 4096
 """Rows times numbers of a key or a value that fit into registers."""
-SPARE = 8192
+SPARE = 4096
 """Bytes of shared memory for what is small, among them what reductions need."""
 
 
@@ -117,7 +117,9 @@ def _sizes(
         return 2 * (tokens * (tile + wide) + tile * d) + stages * tokens * ring + SPARE
 
     tokens = max(UNIT, blocks.tokens // UNIT * UNIT)
-    while (page % tokens and (one_page or tokens % page)) or (tokens > UNIT and used(tokens, 2) > memory):
+    while (page % tokens and (one_page or tokens % page)) or (
+        tokens > UNIT and used(tokens, 2) > memory
+    ):
         tokens -= UNIT
     stages = blocks.stages
     while stages > 2 and used(tokens, stages) > min(blocks.memory, memory):

@@ -3,9 +3,9 @@
 A block of threads is one warpgroup. It has some rows of one group's queries and one part of a
 sequence, of which it fetches ``tokens`` at a time into a ring of shared memory, by copies that run
 on their own; a part's sum goes out as it is, and parts are merged outside. Products are those of a
-warp (``mma``), which Hopper and Blackwell both have, with the tokens down and the queries across: so
-one query costs an eighth of a tile, keys come into registers as they lie and are widened there, and
-values are read transposed, by ``ldmatrix``.
+warp (``mma``), which Hopper and Blackwell both have, with the tokens down and the queries across:
+so one query costs an eighth of a tile, keys come into registers as they lie and are widened there,
+and values are read transposed, by ``ldmatrix``.
 """
 
 from collections.abc import Callable
@@ -338,9 +338,7 @@ class Held(NamedTuple):
         plgpu.commit_smem()
         # every warp has read the stage before this one, so it can be filled again
         ahead = chunk + (sizes.stages - 1)
-        pl.when(ahead < self.bounds.high)(
-            partial(self.fetch.start, self.bounds, ahead, carry[1])
-        )
+        pl.when(ahead < self.bounds.high)(partial(self.fetch.start, self.bounds, ahead, carry[1]))
         numbers = self.fetch.numbers(self.bounds, ahead + 1)
         source = self.values.elements.at[slot] if self.wide is None else self.wide
         v = plgpu.load(source.transpose((1, 0)), layout=LEFT)
