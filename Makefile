@@ -5,12 +5,13 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint format bench soak notebooks clean
+.PHONY: help setup aot demo test lint format bench soak notebooks clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_BENCH := $(VENV)/.ready-bench
+READY_AOT := $(VENV)/.ready-aot
 INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 PYTEST = $(BIN)/python -m pytest -q
 BENCH = driver_overhead mixture_samplers certify_peers kalman_filters
@@ -59,7 +60,7 @@ setup: $(READY) ## make .venv and install jaxinf with its development tools
 
 $(READY): pyproject.toml constraints.txt
 	@$(MAKE_VENV)
-	@rm -f $(READY) $(READY_BENCH)
+	@rm -f $(READY) $(READY_BENCH) $(READY_AOT)
 	@echo "Installing jaxinf into $(VENV) (a minute or more the first time)"
 	@$(INSTALL) -e '.[dev]'
 	@touch $@
@@ -68,6 +69,12 @@ $(READY_BENCH): $(READY)
 	@$(INSTALL) -e '.[dev,bench]'
 	@$(INSTALL) --no-deps k-diffusion # its samplers need none of its training code's packages
 	@touch $@
+
+$(READY_AOT): $(READY)
+	@$(INSTALL) -e '.[dev,aot]'
+	@touch $@
+
+aot: $(READY_AOT) ## install the compiler for NVIDIA GPUs, so that `make test` compiles for them too
 
 demo: $(READY) ## train a score model on digits, sample it, write a report under runs/
 	@$(BIN)/jaxinf run experiments/digits_diffusion.py $(ARGS)

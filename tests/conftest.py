@@ -16,6 +16,16 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Say what was left out for want of a compiler."""
+    from jaxinf_kernels.static import cuda
+
+    if not cuda.installed():
+        terminalreporter.write_line(
+            "ptxas is not installed: kernels were not compiled for GPUs (make aot installs it)"
+        )
+
+
 @pytest.fixture
 def x64():
     """Float64 for the length of a test."""

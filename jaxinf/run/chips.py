@@ -27,10 +27,8 @@ class Chip(NamedTuple):
     """A torus closes where its side is a multiple of this; 0 for a switch instead of a torus."""
     config: str = ""
     """What libtpu calls the way its cores are run, where that is not its default."""
-    capability: tuple[int, int] = (0, 0)
-    """NVIDIA's compute capability."""
-    cores: int = 0
-    """NVIDIA's streaming multiprocessors."""
+    gpu: bool = False
+    """Whether it is NVIDIA's."""
 
 
 GiB = 2**30
@@ -40,9 +38,9 @@ CHIPS = {
     "v5p": Chip(95 * GiB, 2.765e12, 459e12, 90e9, 6.25e9, 4),
     "v6e": Chip(32 * GiB, 1.638e12, 918e12, 90e9, 12.5e9, 16),
     "tpu7x": Chip(192 * GiB, 7.38e12, 2307e12, 90e9, 12.5e9, 4),
-    "h100": Chip(80e9, 3.35e12, 989e12, 450e9, 50e9, capability=(9, 0), cores=132),
-    "h200": Chip(141e9, 4.8e12, 989e12, 450e9, 50e9, capability=(9, 0), cores=132),
-    "b200": Chip(180e9, 7.7e12, 2250e12, 900e9, 50e9, capability=(10, 0), cores=148),
+    "h100": Chip(80e9, 3.35e12, 989e12, 450e9, 50e9, gpu=True),
+    "h200": Chip(141e9, 4.8e12, 989e12, 450e9, 50e9, gpu=True),
+    "b200": Chip(180e9, 7.7e12, 2250e12, 900e9, 50e9, gpu=True),
 }
 EXAMPLES = (
     "v4:2x2x1, v5e:4x8, v5p:4x4x4, v6e:16x16, tpu7x:4x4x4, 2*v5p:4x4x4 (two slices), "
@@ -80,8 +78,8 @@ def pod(text: str) -> Pod:
     if not match or match[2] not in CHIPS or match[1] == "0":
         raise UsageError(f"there is no topology {text!r}. Those known are like {EXAMPLES}.")
     slices, name, chip = int(match[1] or 1), match[2], CHIPS[match[2]]
-    if chip.cores:
-        return Pod(text, chip, _nvidia(name, chip, match[3], slices), 1, "cuda")
+    if chip.gpu:
+        return Pod(text, chip, _nvidia(name, match[3], slices), 1, "cuda")
     return Pod(text, chip, _tpu(text, name, chip, match[3], slices), slices, "tpu")
 
 
@@ -108,33 +106,20 @@ def _tpu(text: str, name: str, chip: Chip, sides: str, slices: int) -> Sequence[
         ) from None
 
 
-CUDA = """gpu_device_info {{
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
-  shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: {chip.cores}
-  fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
-  block_dim_limit_z: 65535 memory_bandwidth: {chip.bandwidth:.0f} l2_cache_size: 52428800
-  clock_rate_ghz: 1.98 device_memory_size: {chip.memory:.0f} shared_memory_per_block_optin: 232448
-  cuda_compute_capability {{ major: {chip.capability[0]} minor: {chip.capability[1]} {feature} }}
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-}}
-platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 8 }} device_description_str: "{name}"
-"""
-
-
-def _nvidia(name: str, chip: Chip, sides: str, slices: int) -> Sequence[Any]:
+def _nvidia(name: str, sides: str, slices: int) -> Sequence[Any]:
     """Return NVIDIA's GPUs, hosts by GPUs of a host, from the CUDA plugin's compiler."""
     if not any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)):
         raise UsageError(
             f"plans for {name} need the CUDA plugin's compiler, without a GPU: "
-            "pip install 'jaxinf[cuda]'."
+            "pip install 'jaxinf[aot]'."
         )
     if slices > 1 or sides.count("x") > 1:
         raise UsageError(f"write {name}:HOSTSxGPUS, or {name}:GPUS for one host.")
     hosts, gpus = ["1", *sides.split("x")][-2:]
-    feature = "feature_extension: ACCELERATED_FEATURES" if chip.capability[0] >= 10 else ""
     from jax.experimental import topologies
+    from jaxinf_kernels.static import cuda
 
-    config = CUDA.format(chip=chip, feature=feature, name=f"NVIDIA {name.upper()}")
+    config = cuda.target(name)
     try:
         return topologies.get_topology_desc(
             "", platform="cuda", topology=f"1x{hosts}x{gpus}", target_config=config

@@ -7,7 +7,7 @@ import paged
 import pytest
 from jaxinf_kernels import decode_attention as room
 from jaxinf_kernels.attention import attention
-from jaxinf_kernels.decode_attention import Blocks, decode_attention, tpu
+from jaxinf_kernels.decode_attention import Blocks, api, decode_attention, tpu
 from jaxinf_kernels.formats import E4M3, INT4, INT8, NVFP4
 from jaxinf_kernels.operation import How
 from paged import BLOCKS, EXTRAS, FORMS, Case, attend, relative

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 from jaxinf_kernels.attention import on_tpu, xla
 from jaxinf_kernels.attention.masks import Mask, cells
 from jaxinf_kernels.attention.problem import Operands, Problem
+from jaxinf_kernels.attention.tpu import Blocks
 from jaxinf_kernels.operation import How, Kernels, asked, operation
 
 _attention = operation(
@@ -33,6 +34,7 @@ def attention(
     return_lse: bool = False,
     implementation: str | None = None,
     chip: str | None = None,
+    blocks: Blocks | None = None,
 ) -> Float[Array, "n heads e"] | tuple[Float[Array, "n heads e"], Float[Array, "n heads"]]:
     r"""Scaled dot-product attention of one example, head by head.
 
@@ -62,6 +64,7 @@ def attention(
         merged; minus infinity where nothing is seen.
       implementation: ``"xla"``, ``"tpu"`` or ``"gpu"``; by default what fits the platform.
       chip: ``"v5e"`` say, for block sizes where no mesh tells which chip is compiled for.
+      blocks: sizes of blocks; by default those of a table of the chip.
 
     Returns:
       One output for each query, in the values' dtype.
@@ -81,11 +84,11 @@ def attention(
                 attention,
                 (q, k, v, mask, bias, alibi, sinks),
                 soft_cap=soft_cap, scale=scale, return_lse=return_lse,
-                implementation=implementation, chip=chip,
+                implementation=implementation, chip=chip, blocks=blocks,
             )  # fmt: skip
         mask = cells(mask if mask.ndim == 2 else mask[0])
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    how = asked(implementation, chip)
+    how = asked(implementation, chip, blocks)
     problem, operands = prepare(q, k, v, mask, bias, alibi, sinks, soft_cap, scale, how)
     out, lse = _attention(*problem.flat(operands), spec=problem)
     out, lse = jnp.moveaxis(out[0], 0, 1), lse[0].T

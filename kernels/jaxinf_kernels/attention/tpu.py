@@ -196,9 +196,11 @@ def _forward(
     @pl.when((kind & LAST) != 0)
     def end() -> None:
         total = jnp.sum(sum_ref[...], axis=1, keepdims=True)
-        there = total > 0
-        safe = jnp.where(there, total, 1)
-        out_ref[0, 0] = jnp.where(there, mean_ref[...] / safe, 0).astype(out_ref.dtype)
-        lse = (top_ref[...] + jnp.log2(safe)) / LOG2E
-        lse = jnp.where(there, lse, -jnp.inf)
-        lse_ref[0, 0] = jnp.transpose(lse)[:1]
+        out = mean_ref[...] * jnp.where(total > 0, 1 / total, 0)
+        out_ref[0, 0] = out.astype(out_ref.dtype)
+        # a row of numbers is made of two columns by one transpose
+        lane = jax.lax.broadcasted_iota(jnp.int32, top_ref.shape, 1)
+        both = jnp.transpose(jnp.where(lane == 0, top_ref[...], total))
+        top, total = both[:1], both[1:2]
+        lse = (top + jnp.log2(jnp.where(total > 0, total, 1))) / LOG2E
+        lse_ref[0, 0] = jnp.where(total > 0, lse, -jnp.inf)
