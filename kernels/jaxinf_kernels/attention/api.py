@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxinf_kernels.attention import on_tpu, xla
+from jaxinf_kernels.attention import on_gpu, on_tpu, xla
 from jaxinf_kernels.attention.masks import Mask, cells
 from jaxinf_kernels.attention.problem import Operands, Problem
 from jaxinf_kernels.attention.tpu import Blocks
@@ -15,8 +15,8 @@ from jaxinf_kernels.operation import How, Kernels, asked, operation
 
 _attention = operation(
     "attention",
-    Kernels(xla.attend, tpu=on_tpu.VALUE, letters=on_tpu.letters),
-    Kernels(None, tpu=on_tpu.REVERSE, letters=on_tpu.pull_letters),
+    Kernels(xla.attend, tpu=on_tpu.VALUE, cuda=on_gpu.VALUE, letters=on_tpu.letters),
+    Kernels(None, tpu=on_tpu.REVERSE, cuda=on_gpu.REVERSE, letters=on_tpu.pull_letters),
 )
 
 
