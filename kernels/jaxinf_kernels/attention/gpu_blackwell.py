@@ -126,9 +126,7 @@ def _kernel(
             slot = hopper.slot(step - begin, stages)
             plgpu.barrier_wait(k_full.at[slot])
             keys = k.at[slot].transpose((1, 0))
-            plgpu.tcgen05_mma(
-                score, q.at[number], keys, multiplied.at[number], accumulate=False
-            )
+            plgpu.tcgen05_mma(score, q.at[number], keys, multiplied.at[number], accumulate=False)
 
         def close(step: Any) -> None:
             """Wait for the sums of a visit."""
@@ -161,9 +159,7 @@ def _kernel(
             plgpu.async_store_tmem(weight, p)
             plgpu.commit_tmem()
             plgpu.barrier_wait(v_full.at[slot])
-            plgpu.tcgen05_mma(
-                mean, weight, v.at[slot], summed.at[number], accumulate=step > begin
-            )
+            plgpu.tcgen05_mma(mean, weight, v.at[slot], summed.at[number], accumulate=step > begin)
             return new, total
 
         pl.when(begin < end)(partial(multiply, begin))

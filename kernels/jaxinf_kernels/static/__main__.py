@@ -55,9 +55,7 @@ def describe(name: str, function: Any, arguments: Any, chip: str) -> dict[str, A
             own = made.text.count("tpu_custom_call")
             for kernel in made.kernels:
                 every = kernel.root.total(lambda part: 1)
-                kernels.append(
-                    dict(name=kernel.name, bundles=every.bundles, spills=kernel.spills)
-                )
+                kernels.append(dict(name=kernel.name, bundles=every.bundles, spills=kernel.spills))
             report = made
         entry |= {"temporary": report.temporary, "own": own > 0, "kernels": kernels}
         print(f"{name}: {report.temporary} bytes of temporary memory")
