@@ -129,8 +129,10 @@ def _sizes(
     parts = min(
         at_once * blocks.cores // (batch * number * groups * tiles), -(-width * page // LEAST)
     )
-    own = tuple(a is not None and a.shape[0] > 1 for a in (
-        given.q, given.table, given.slopes, cache.keys.elements))  # fmt: skip
+    own: tuple[Any, ...] = tuple(
+        a is not None and a.shape[0] > 1
+        for a in (given.q, given.table, given.slopes, cache.keys.elements)
+    )
     return Sizes(
         tile, rows // spec.queries, tiles, max(1, parts), tokens, page, stages, number, groups, d,
         e, width, sequences, cache.keys.elements.shape[1], own, cache.keys.blocks is not None,

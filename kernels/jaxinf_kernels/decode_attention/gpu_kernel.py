@@ -66,7 +66,7 @@ class Sizes(NamedTuple):
     sequences: int
     pages: int
     """Of a cache."""
-    own: tuple[bool, bool, bool, bool]
+    own: tuple[bool, ...]
     """Whether queries, tables, slopes and caches are an example's own."""
     places: bool
     """Whether the cache holds NVFP4."""

@@ -43,9 +43,9 @@ ROWS = hopper.WARPGROUP_ROWS
 LARGEST = 256
 """Head dimension up to which a block of threads holds its queries."""
 PART = 128
-"""Columns of an output that have a sum of a visit's at a time."""
+"""Columns of an output that have a visit's sum at a time; half as many where outputs are wider."""
 WHOLE, COLUMNS, STAGES = 128, 128, 4
-"""Rows of a block of threads, columns of a visit, and visits on their way or in use at most."""
+"""Rows of a block of threads, columns of a visit of which wide heads have half, and visits on their way or in use at most."""
 
 
 def refusal(spec: LowBit, arrays: Any) -> str | None:
@@ -89,9 +89,7 @@ def attend(*arrays: Array, spec: LowBit, interpret: Any = False) -> tuple[Array,
     ready = prepare(precision, *given[:3])
     elements = given._replace(q=ready.q.elements, k=ready.k.elements, v=ready.v.elements)
     d, e = up(d, WIDTH), up(e, WIDTH)
-    sizes = cut(n, m, WHOLE, up(COLUMNS, 128) if max(d, e) <= 128 else 64)
-    if precision.pv is not None:  # rows of transposed values are whole swizzles
-        sizes = sizes._replace(columns=max(sizes.columns, WIDTH))
+    sizes = cut(n, m, WHOLE, COLUMNS if max(d, e) <= 128 else COLUMNS // 2)
     filled, names = padded(problem, elements, sizes.rows, sizes.columns)
     if precision.pv is not None:
         filled[2] = filled[2].swapaxes(2, 3)
@@ -103,6 +101,21 @@ def attend(*arrays: Array, spec: LowBit, interpret: Any = False) -> tuple[Array,
     stages = _stages(precision, sizes, d, e)
     shape = (stages, e, sizes.columns) if precision.pv else (stages, sizes.columns, e)
     held = (workers, ROWS, sizes.columns) if precision.pv else None
+    scratch: dict[str, Any] = dict(
+        q=hopper.block((workers, ROWS, d), kinds[0]),
+        k=hopper.block((stages, sizes.columns, d), kinds[0]),
+        v=hopper.block(shape, kinds[1]),
+        scales=plgpu.SMEM((stages, sizes.columns), jnp.float32),
+        weights=None if held is None else hopper.block(held, kinds[1]),
+        result=hopper.block((workers, ROWS, e), dtype),
+        sums=plgpu.SMEM((workers, ROWS), jnp.float32),
+        here=plgpu.Barrier(num_barriers=workers),
+        k_full=plgpu.Barrier(num_arrivals=2, num_barriers=stages),
+        v_full=plgpu.Barrier(num_barriers=stages),
+        k_free=plgpu.Barrier(num_arrivals=workers, num_barriers=stages),
+        v_free=plgpu.Barrier(num_arrivals=workers, num_barriers=stages),
+        places=plgpu.Barrier(num_arrivals=2) if workers == 2 else None,
+    )
     out, lse = plgpu.kernel(
         partial(_kernel, spec, sizes, names, heads // groups, bool(interpret)),
         out_type=(
@@ -113,23 +126,10 @@ def attend(*arrays: Array, spec: LowBit, interpret: Any = False) -> tuple[Array,
         grid_names=("heads", "lines", "batch"),
         num_threads=workers + 1,
         thread_name="wg",
-        scratch_types=dict(
-            q=hopper.block((workers, ROWS, d), kinds[0]),
-            k=hopper.block((stages, sizes.columns, d), kinds[0]),
-            v=hopper.block(shape, kinds[1]),
-            scales=plgpu.SMEM((stages, sizes.columns), jnp.float32),
-            weights=None if held is None else hopper.block(held, kinds[1]),
-            result=hopper.block((workers, ROWS, e), dtype),
-            sums=plgpu.SMEM((workers, ROWS), jnp.float32),
-            here=plgpu.Barrier(num_barriers=workers),
-            k_full=plgpu.Barrier(num_arrivals=2, num_barriers=stages),
-            v_full=plgpu.Barrier(num_barriers=stages),
-            k_free=plgpu.Barrier(num_arrivals=workers, num_barriers=stages),
-            v_free=plgpu.Barrier(num_arrivals=workers, num_barriers=stages),
-            places=plgpu.Barrier(num_arrivals=2) if workers == 2 else None,
-        ),
+        scratch_types=scratch,
         compiler_params=hopper.PARAMS,
         interpret=interpret or None,
+        kernel_name="lowbit_attention",
     )(*filled, *table)
     missing = xla.lost(spec, ready.shift)
     return out[:, :, :n, : given.v.shape[3]], lse[:, :, :n] + missing
@@ -209,9 +209,9 @@ def _kernel(
             top = whole(sink)
             total = jnp.exp2(sink - (top - peak))
         width = result.shape[2]
-        step_of = width if weights is None else PART
+        step_of = width if weights is None else PART if width <= PART else PART // 2
         parts = [pl.ds(x, min(step_of, width - x)) for x in range(0, width, step_of)]
-        means = tuple(hopper.filled((ROWS, x.size), 0.0, MATRIX) for x in parts)
+        means = tuple(hopper.filled((ROWS, int(x.size)), 0.0, MATRIX) for x in parts)
         plgpu.barrier_wait(here.at[me])
 
         def change() -> None:
