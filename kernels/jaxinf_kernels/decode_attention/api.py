@@ -72,7 +72,7 @@ def decode_attention(
       window: how many tokens a query sees, itself the last; pages before it are not fetched.
       return_lse: also return the logarithm of the denominator, by which parts of a cache are
         merged; where nothing is seen it is the sink, or minus infinity.
-      implementation: ``"xla"`` or ``"tpu"``; by default what fits the platform.
+      implementation: ``"xla"``, ``"tpu"`` or ``"gpu"``; by default what fits the platform.
       chip: ``"v5e"`` say, for block sizes where no mesh tells which chip is compiled for.
       blocks: sizes of blocks; by default a table's.
 

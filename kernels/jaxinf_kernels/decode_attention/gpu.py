@@ -15,12 +15,10 @@ from jaxinf_kernels.decode_attention.gpu_kernel import (
     BLOCK,
     LOG2E,
     WIDE,
-    Half,
-    Inputs,
-    Sizes,
     attend_part,
     transforms,
 )
+from jaxinf_kernels.decode_attention.gpu_places import Half, Inputs, Sizes
 from jaxinf_kernels.decode_attention.problem import Operands, Problem
 from jaxinf_kernels.tiles import up
 
