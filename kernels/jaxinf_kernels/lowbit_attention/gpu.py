@@ -45,8 +45,8 @@ LARGEST = 256
 PART = 128
 """Columns of an output that have a visit's sum at a time; half as many where outputs are wider."""
 WHOLE, COLUMNS, STAGES = 128, 128, 4
-"""Rows of a block of threads, columns of a visit (wide heads have half of them), and visits that are
-on their way or in use at most."""
+"""Rows of a block, columns of a visit (half as many where heads are wide), and visits that are on
+their way or in use at most."""
 
 
 def refusal(spec: LowBit, arrays: Any) -> str | None:
