@@ -6,13 +6,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxinf_kernels.decode_attention import ragged, tpu, xla
+from jaxinf_kernels.decode_attention import gpu, ragged, tpu, xla
 from jaxinf_kernels.decode_attention.blocks import Blocks, blocks_for
 from jaxinf_kernels.decode_attention.cache import Cache
 from jaxinf_kernels.decode_attention.problem import Operands, Problem
 from jaxinf_kernels.operation import Kernel, Kernels, asked, operation
 
-_decode_attention = operation("decode_attention", Kernels(xla.attend, tpu=Kernel(tpu.attend)))
+_decode_attention = operation(
+    "decode_attention",
+    Kernels(xla.attend, tpu=Kernel(tpu.attend), cuda=Kernel(gpu.attend, gpu.refusal)),
+)
 
 
 def decode_attention(
@@ -69,7 +72,7 @@ def decode_attention(
       window: how many tokens a query sees, itself the last; pages before it are not fetched.
       return_lse: also return the logarithm of the denominator, by which parts of a cache are
         merged; where nothing is seen it is the sink, or minus infinity.
-      implementation: ``"xla"`` or ``"tpu"``; by default what fits the platform.
+      implementation: ``"xla"``, ``"tpu"`` or ``"gpu"``; by default what fits the platform.
       chip: ``"v5e"`` say, for block sizes where no mesh tells which chip is compiled for.
       blocks: sizes of blocks; by default a table's.
 

@@ -1,0 +1,308 @@
+"""Low-bit attention on Hopper's tensor cores.
+
+The kernel is attention's, with products of few bits: the same visits in the same order. A row's
+factor stays in registers, a column's comes with the keys. Hopper multiplies numbers of 8 bits only
+where what is summed over is contiguous in both: so values come transposed, and weights in FP8 go
+through shared memory, because the layout that products leave them in is not the one they are taken
+in. Sums of FP8 products have 14 bits on Hopper: each visit's are added up in float32.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array
+
+from jaxinf_kernels import hopper
+from jaxinf_kernels.attention.gpu_blocks import (
+    LOG2E,
+    LOWEST,
+    RESERVED,
+    WIDTH,
+    Finish,
+    cut,
+    lines,
+    of,
+    padded,
+)
+from jaxinf_kernels.attention.problem import Operands
+from jaxinf_kernels.attention.schedule import Sizes
+from jaxinf_kernels.formats import E4M3, INT8
+from jaxinf_kernels.hopper import ACROSS, DOWN, MATRIX, columns_of, rows_of
+from jaxinf_kernels.lowbit_attention import xla
+from jaxinf_kernels.lowbit_attention.precision import Precision
+from jaxinf_kernels.lowbit_attention.prepare import Prepared, prepare
+from jaxinf_kernels.lowbit_attention.problem import LowBit
+from jaxinf_kernels.tiles import filled_up, up
+
+ROWS = hopper.WARPGROUP_ROWS
+LARGEST = 256
+"""Head dimension up to which a block of threads holds its queries."""
+PART = 128
+"""Columns of an output that have a visit's sum at a time; half as many where outputs are wider."""
+WHOLE, COLUMNS, STAGES = 128, 128, 4
+"""Rows of a block, columns of a visit (half as many where heads are wide), and visits that are on
+their way or in use at most."""
+
+
+def refusal(spec: LowBit, arrays: Any) -> str | None:
+    """Return why the kernel does not take a problem; None where it does."""
+    precision, chip = spec.precision, spec.how.known
+    q, k, v = arrays[:3]
+    if chip is not None and chip.name not in ("h100", "h200"):
+        return f"the kernel is for h100 and h200, not {chip.name}: leave implementation= out"
+    if precision.qk not in (INT8, E4M3):
+        near = "FP8" if precision.qk.bits == 8 else "SAGE8_FP8"
+        return (
+            f"Hopper multiplies queries and keys in INT8 and E4M3, not in {precision.qk}: take "
+            f"precision={near}"
+        )
+    if precision.pv not in (None, E4M3):
+        near = "SAGE8_FP8" if precision.qk == INT8 else "FP8"
+        return (
+            f"the kernel has weights in bfloat16 and E4M3, not in {precision.pv}: take "
+            f"precision={near}"
+        )
+    if precision.smooth_q:
+        return "the kernel does not smooth queries: take a precision with smooth_q=False"
+    if max(q.shape[3], v.shape[3]) > LARGEST:
+        return (
+            f"head dimensions are {q.shape[3]} and {v.shape[3]}, of which the kernel takes up to "
+            f"{LARGEST}: divide heads"
+        )
+    if v.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"the kernel returns bfloat16 and float16, not {v.dtype}: cast with astype"
+    if not (q.shape[2] and k.shape[2] and q.shape[3] and v.shape[3]):
+        return "there are no queries, no keys or no head dimension"
+    return None
+
+
+def attend(*arrays: Array, spec: LowBit, interpret: Any = False) -> tuple[Array, Array]:
+    """Return outputs [B, H, N, E] and the logarithms of the softmax's sums [B, H, N]."""
+    problem, precision = spec.asked, spec.precision
+    given = problem.operands(arrays)
+    (_, heads, n, d), (_, groups, m, e) = given.q.shape, given.v.shape
+    batch, dtype = max(a.shape[0] for a in arrays), given.v.dtype
+    ready = prepare(precision, *given[:3])
+    elements = given._replace(q=ready.q.elements, k=ready.k.elements, v=ready.v.elements)
+    d, e = up(d, WIDTH), up(e, WIDTH)
+    sizes = cut(n, m, WHOLE, COLUMNS if max(d, e) <= 128 else COLUMNS // 2)
+    filled, names = padded(problem, elements, sizes.rows, sizes.columns)
+    if precision.pv is not None:
+        filled[2] = filled[2].swapaxes(2, 3)
+    factors = _factors(spec, given, ready, sizes)
+    names, filled = [*names, *factors], [*filled, *factors.values()]
+    table = lines(problem, elements, sizes, by_rows=True)
+    workers, height = sizes.rows // ROWS, filled[0].shape[2]
+    kinds = filled[0].dtype, filled[2].dtype
+    stages = _stages(precision, sizes, d, e)
+    shape = (stages, e, sizes.columns) if precision.pv else (stages, sizes.columns, e)
+    held = (workers, ROWS, sizes.columns) if precision.pv else None
+    scratch: dict[str, Any] = dict(
+        q=hopper.block((workers, ROWS, d), kinds[0]),
+        k=hopper.block((stages, sizes.columns, d), kinds[0]),
+        v=hopper.block(shape, kinds[1]),
+        scales=plgpu.SMEM((stages, sizes.columns), jnp.float32),
+        weights=None if held is None else hopper.block(held, kinds[1]),
+        result=hopper.block((workers, ROWS, e), dtype),
+        sums=plgpu.SMEM((workers, ROWS), jnp.float32),
+        here=plgpu.Barrier(num_barriers=workers),
+        k_full=plgpu.Barrier(num_arrivals=2, num_barriers=stages),
+        v_full=plgpu.Barrier(num_barriers=stages),
+        k_free=plgpu.Barrier(num_arrivals=workers, num_barriers=stages),
+        v_free=plgpu.Barrier(num_arrivals=workers, num_barriers=stages),
+        places=plgpu.Barrier(num_arrivals=2) if workers == 2 else None,
+    )
+    out, lse = plgpu.kernel(
+        partial(_kernel, spec, sizes, names, heads // groups, bool(interpret)),
+        out_type=(
+            jax.ShapeDtypeStruct((batch, heads, height, e), dtype),
+            jax.ShapeDtypeStruct((batch, heads, height), jnp.float32),
+        ),
+        grid=(heads, table.ends.shape[1], batch),
+        grid_names=("heads", "lines", "batch"),
+        num_threads=workers + 1,
+        thread_name="wg",
+        scratch_types=scratch,
+        compiler_params=hopper.PARAMS,
+        interpret=interpret or None,
+        kernel_name="lowbit_attention",
+    )(*filled, *table)
+    missing = xla.lost(spec, ready.shift)
+    return out[:, :, :n, : given.v.shape[3]], lse[:, :, :n] + missing
+
+
+def _stages(precision: Precision, sizes: Sizes, d: int, e: int) -> int:
+    """Return how many visits' keys and values memory holds."""
+    wide = 1 if precision.pv else 2
+    room = hopper.MEMORY - RESERVED - sizes.rows * (d + 2 * e)
+    room -= sizes.rows * sizes.columns if precision.pv else 0
+    return max(1, min(STAGES, room // (sizes.columns * (d + wide * e + 4))))
+
+
+def _factors(spec: LowBit, given: Operands, ready: Prepared, sizes: Sizes) -> dict[str, Array]:
+    """Return what goes with the elements, by name."""
+    made = {
+        "q scale": filled_up(ready.q.scale, {2: sizes.rows}),
+        "k scale": filled_up(ready.k.scale, {2: sizes.columns}),
+    }
+    if spec.precision.pv is not None:
+        made["v scale"] = filled_up(ready.v.scale, {2: WIDTH})
+    if ready.shift is not None and (spec.asked.soft_cap is not None or given.sinks is not None):
+        made["shift"] = filled_up(ready.shift, {2: sizes.rows})
+    return made
+
+
+def ceil(x: Any) -> Any:
+    """Return the next whole number: Mosaic has the nearest."""
+    near = jnp.round(x)
+    return jnp.where(near < x, near + 1, near)
+
+
+def _kernel(
+    spec: LowBit, sizes: Sizes, names: list[str], shared: int, interpret: bool, *refs: Any,
+    q: Any, k: Any, v: Any, scales: Any, weights: Any, result: Any, sums: Any, here: Any,
+    k_full: Any, v_full: Any, k_free: Any, v_free: Any, places: Any,
+) -> None:  # fmt: skip
+    """Attend from a block of rows."""
+    problem, precision = spec.asked, spec.precision
+    inputs = dict(zip(names, refs, strict=False))
+    ends, visits, out_ref, lse_ref = refs[len(names) :]
+    head, turn, batch = (lax.axis_index(name) for name in ("heads", "lines", "batch"))
+    me, (workers, stages) = lax.axis_index("wg"), (q.shape[0], k.shape[0])
+    group = lax.div(head, jnp.asarray(shared, head.dtype))
+    own = of(ends, batch)
+    line, begin, middle, end = (ends[own, turn, x] for x in range(4))
+    whole = ceil if precision.exponents else (lambda x: x)
+    peak = precision.log2_peak
+
+    def place_of(step: Any) -> Any:
+        """Return the first column of a visit."""
+        return visits[own, step] * sizes.columns
+
+    @pl.when(me < workers)
+    def compute() -> None:
+        plgpu.set_max_registers(hopper.COMPUTING, action="increase")
+        finish = Finish(problem, sizes.m, sizes.columns, inputs, batch, head)
+        first = line * sizes.rows + me * ROWS
+        mine, part = q.at[me], pl.ds(first, ROWS)
+
+        def of_rows(name: str) -> Any:
+            """Return a number for each row."""
+            ref = inputs[name]
+            ref = ref.at[of(ref, batch), head, part]
+            return plgpu.load(ref, layout=DOWN, optimized=False)
+
+        rows = inputs["q"].at[of(inputs["q"], batch), head, part]
+        plgpu.copy_gmem_to_smem(rows, mine, here.at[me])
+        factor = of_rows("q scale")
+        shift = of_rows("shift") if "shift" in inputs else None
+        top, total = (hopper.filled((ROWS,), x, DOWN) for x in (LOWEST, 0.0))
+        if "sinks" in inputs:
+            sink = inputs["sinks"][of(inputs["sinks"], batch), head] * LOG2E
+            sink = plgpu.layout_cast(jnp.broadcast_to(sink, (ROWS,)), DOWN)
+            if shift is not None and problem.soft_cap is None:
+                sink = sink - shift * (problem.scale * LOG2E)
+            top = whole(sink)
+            total = jnp.exp2(sink - (top - peak))
+        width = result.shape[2]
+        step_of = width if weights is None else PART if width <= PART else PART // 2
+        parts = [pl.ds(x, min(step_of, width - x)) for x in range(0, width, step_of)]
+        means = tuple(hopper.filled((ROWS, int(x.size)), 0.0, MATRIX) for x in parts)
+        plgpu.barrier_wait(here.at[me])
+
+        def change() -> None:
+            if places is not None:
+                plgpu.barrier_arrive(places)
+                plgpu.barrier_wait(places)
+
+        def scaled(slot: Any) -> Any:
+            """Return products in float32."""
+            exact = jnp.int32 if precision.qk.whole else jnp.float32
+            keys = k.at[slot].transpose((1, 0))
+            s = hopper.product(mine, keys, interpret=interpret, dtype=exact, during=change)
+            s = s.astype(jnp.float32)
+            columns = plgpu.load(scales.at[slot], layout=ACROSS)
+            plgpu.barrier_arrive(k_free.at[slot])
+            s = s * rows_of(factor, s.shape) * columns_of(columns, s.shape)
+            if shift is not None and problem.soft_cap is not None:
+                s = s + rows_of(shift, s.shape)
+            return s
+
+        def visit(masked: bool, step: Any, carry: Any) -> Any:
+            top, total, means = carry
+            slot = hopper.slot(step - begin, stages)
+            plgpu.barrier_wait(k_full.at[slot])
+            found = finish(scaled(slot), (first, place_of(step)), masked)
+            new = jnp.maximum(top, whole(jnp.max(found.s, axis=1) * found.factor))
+            p = jnp.exp2(found.s * found.factor - rows_of(new - peak, found.s.shape))
+            p = p.astype(v.dtype)
+            fall = jnp.exp2(top - new)
+            total = total * fall + jnp.sum(p.astype(jnp.float32), axis=1)
+            means = tuple(mean * rows_of(fall, mean.shape) for mean in means)
+            if weights is not None:
+                weights[me] = p
+                plgpu.commit_smem()
+            if places is not None:
+                plgpu.barrier_arrive(places)
+            plgpu.barrier_wait(v_full.at[slot])
+            if places is not None:
+                plgpu.barrier_wait(places)
+            if weights is None:
+                means = hopper.added((means[0], p, v.at[slot]), interpret=interpret)
+            else:
+                means = tuple(
+                    mean + hopper.product(
+                        weights.at[me], v.at[slot, x].transpose((1, 0)), interpret=interpret
+                    )
+                    for mean, x in zip(means, parts, strict=True)
+                )  # fmt: skip
+            plgpu.barrier_arrive(v_free.at[slot])
+            return new, total, means
+
+        pl.when(me == 1)(change)
+        carry = lax.fori_loop(begin, middle, partial(visit, False), (top, total, means))
+        if finish.mixes:
+            carry = lax.fori_loop(middle, end, partial(visit, True), carry)
+        top, total, means = carry
+        pl.when(me == 0)(change)
+        there = total > 0
+        safe = jnp.where(there, total, 1.0)
+        share = jnp.where(there, 1 / safe, 0.0)
+        for mean, x in zip(means, parts, strict=True):
+            mean = mean * rows_of(share, mean.shape)
+            if "v scale" in inputs:
+                ref = inputs["v scale"]
+                ref = ref.at[of(ref, batch), group, x]
+                line_of = plgpu.load(ref, layout=ACROSS, optimized=False)
+                mean = mean * columns_of(line_of, mean.shape)
+            result[me, :, x] = mean.astype(out_ref.dtype)
+        sums[me] = jnp.where(there, (top + jnp.log2(safe) - peak) / LOG2E, -jnp.inf)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(result.at[me], out_ref.at[batch, head, part])
+        plgpu.copy_smem_to_gmem(sums.at[me], lse_ref.at[batch, head, part])
+        plgpu.wait_smem_to_gmem(0)
+
+    @pl.when(me == workers)
+    def bring() -> None:
+        plgpu.set_max_registers(hopper.BRINGING, action="decrease")
+
+        def visit(step: Any, _: None) -> None:
+            slot = hopper.slot(step - begin, stages)
+            part = pl.ds(place_of(step), sizes.columns)
+            again = step - begin >= stages
+            keys, values, factors = (
+                inputs[name].at[of(inputs[name], batch), group] for name in ("k", "v", "k scale")
+            )
+            pl.when(again)(partial(plgpu.barrier_wait, k_free.at[slot]))
+            plgpu.copy_gmem_to_smem(keys.at[part], k.at[slot], k_full.at[slot])
+            plgpu.copy_gmem_to_smem(factors.at[part], scales.at[slot], k_full.at[slot])
+            pl.when(again)(partial(plgpu.barrier_wait, v_free.at[slot]))
+            values = values.at[part] if weights is None else values.at[:, part]
+            plgpu.copy_gmem_to_smem(values, v.at[slot], v_full.at[slot])
+
+        lax.fori_loop(begin, end, visit, None)
