@@ -31,6 +31,7 @@ TABLE: dict[tuple[str, str], Blocks] = {
     ("", SPREAD): Blocks(512, 1024, 2048),
     ("", SINGLE): Blocks(512, 256, 2048),
     ("", BACK): Blocks(512, 512, 1024),
+    ("v5p", ELEMENTS): Blocks(2048, 256, 4096),
     ("v6e", ELEMENTS): Blocks(1024, 512, 4096),
     ("v4", ELEMENTS): Blocks(512, 256, 1024),
     ("v4", SUMMED): Blocks(256, 256, 1024),
