@@ -102,6 +102,17 @@ def test_low_precision_accumulates_in_float32(x64, dtype):
     assert np.all(np.abs(np.asarray(out, np.float64) - exact) <= bound)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_slopes_are_a_bias_that_falls_with_distance(x64, causal):
+    q, k, v = inputs(5, n=7, m=7)
+    slopes = jnp.asarray([0.5, 0.25])
+    apart = jnp.abs(jnp.arange(7)[:, None] - jnp.arange(7)[None]).astype(jnp.float64)
+    mask = jnp.tril(jnp.ones((7, 7), bool)) if causal else None
+    found = attention(q, k, v, mask=mask, alibi=slopes)
+    written = attention(q, k, v, mask=mask, bias=-slopes[:, None, None] * apart[None])
+    np.testing.assert_allclose(found, written, rtol=1e-12, atol=1e-14)
+
+
 def test_large_logits_stay_finite():
     q, k, v = inputs(4, dtype=np.float32)
     for function in (reference, attention):

@@ -16,10 +16,8 @@ from jaxinf_kernels.attention.schedule import Sizes
 from jaxinf_kernels.operation import How, Rule
 
 INTERPRETED = plgpu.InterpretGPUParams(detect_races=True)
-VALUE, PULL = (
-    jax.jit(partial(f, interpret=INTERPRETED), static_argnames="spec")
-    for f in (on_gpu.attend, on_gpu.pull)
-)
+VALUE = jax.jit(partial(on_gpu.attend, interpret=INTERPRETED), static_argnames="spec")
+PULL = jax.jit(partial(on_gpu.pull, interpret=INTERPRETED), static_argnames="spec")
 OUT, GRADIENT = 2.5e-3, 8e-3
 """Bounds of errors in units of the norm."""
 

@@ -126,3 +126,40 @@ def test_bad_arguments_name_the_mend():
     k, v = tokens(0, 3)
     with pytest.raises(ValueError, match="slots of this cache"):
         room.write(empty(None), k, v[:, :, :16], jnp.arange(3))
+
+
+def filled(form, k, v, pages, size=16):
+    """A cache of one sequence, in pages of a given order, and its table."""
+    cache = room.empty(len(pages), size, *k.shape[1:], form=form, dtype=k.dtype)
+    table = jnp.asarray(pages, jnp.int32)[None]
+    position = jnp.arange(len(k), dtype=jnp.int32)
+    place = room.slots(cache, table, jnp.zeros(len(k), jnp.int32), position)
+    return write(cache, k, v, place), table
+
+
+@pytest.mark.parametrize("pages", [(0, 1, 2), (2, 0, 1)])
+def test_pages_in_any_order_are_one_sequence(x64, pages):
+    """Against the softmax written out."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(n, 2, 64)), jnp.float32) for n in (1, 40, 40))
+    cache, table = filled(None, k, v, pages)
+    found = room.decode_attention(q, cache, table, jnp.asarray([40], jnp.int32))
+    wide = [np.asarray(a, np.float64) for a in (q[0], k, v)]
+    logits = np.einsum("hd,mhd->hm", wide[0], wide[1]) / 8
+    weights = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(found[0], np.einsum("hm,mhd->hd", weights, wide[2]), atol=2e-6)
+
+
+def test_few_bits_lose_less_of_keys_channel_by_channel(x64):
+    """Keys with large channels: a scale for each channel, or one for each token."""
+    rng = np.random.default_rng(1)
+    q, k, v = (jnp.asarray(rng.normal(size=(n, 2, 64)), jnp.float32) for n in (1, 48, 48))
+    k = k.at[..., :2].mul(10)
+    length, pages = jnp.asarray([48], jnp.int32), (1, 2, 0)
+    exact = room.decode_attention(q, *filled(None, k, v, pages), length)
+    channels = room.decode_attention(q, *filled(INT4, k, v, pages), length)
+    rounded = quantise(k, INT4).dequantise()
+    tokens = quantise(v, INT4).dequantise()
+    each = room.decode_attention(q, *filled(None, rounded, tokens, pages), length)
+    lost = [float(jnp.linalg.norm(a - exact) / jnp.linalg.norm(exact)) for a in (channels, each)]
+    assert lost[0] < 0.6 * lost[1]
