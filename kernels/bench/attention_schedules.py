@@ -29,6 +29,9 @@ from counting import Case, Visits, best, keep, parts, sweep  # noqa: E402
 from jaxinf_kernels.attention import attention, masks  # noqa: E402
 from jaxinf_kernels.attention import blocks as blocks_module  # noqa: E402
 from jaxinf_kernels.attention.blocks import Blocks  # noqa: E402
+from jaxinf_kernels.chips import chip_named  # noqa: E402
+from jaxinf_kernels.lowbit_attention import PRECISIONS, lowbit_attention  # noqa: E402
+from jaxinf_kernels.lowbit_attention.blocks import blocks_for as lowbit_blocks_for  # noqa: E402
 
 HEADS, TOKENS, WIDTH = 8, 4096, 128
 SIZES = ((512, 512, 512), (512, 1024, 512), (1024, 512, 512), (1024, 1024, 512),
@@ -126,54 +129,80 @@ def _splash(
     yield Case(f"{name}, reverse", sizes, grad(call), (q, q, q), {"splash_mha_dkv": visits})
 
 
-FORWARD = ((512, 512, 512), (512, 1024, 512), (1024, 1024, 512), (2048, 2048, 512),
-           (2048, 4096, 512))  # fmt: skip
-REVERSE = ((512, 512, 512), (512, 1024, 512), (1024, 512, 512), (1024, 1024, 512))
+TUNED: dict[str, tuple[Pieces, ...]] = {
+    "forward": ((512, 512, 512), (512, 1024, 512), (1024, 1024, 256), (1024, 1024, 512),
+                (2048, 2048, 256), (2048, 2048, 512), (2048, 4096, 512)),
+    "reverse": ((512, 512, 512), (512, 1024, 512), (1024, 512, 512), (1024, 1024, 512),
+                (1024, 2048, 512), (2048, 1024, 512)),
+}  # fmt: skip
+"""Sizes that the table holds; of (2048, 2048, 256) the inner one is of the forward kernel alone."""
 
 
-def tune(chip: str) -> None:
-    """Write what the parts of this package's kernels cost on a chip."""
+def tune(chip: str, sizes: tuple[Pieces, ...]) -> None:
+    """Write what the parts of this package's kernels cost on a chip, of some sizes or of all."""
     path = Path(blocks_module.__file__).parent / "costs.json"
-    table = json.loads(path.read_text()) if path.exists() else {}
-    table[chip] = {"made by": f"jax {jax.__version__}, libtpu {version('libtpu')}"}
-    for way, place, every in (("forward", 0, FORWARD), ("reverse", 1, REVERSE)):
-        rows = []
-        for sizes in every:
-            case = list(ours(sizes))[place]
-            found = parts(case, chip)
+    for place, (way, every) in enumerate(TUNED.items()):
+        for pieces in every:
+            found = parts(list(ours(pieces))[place], chip) if pieces in sizes else None
             if found is None:
                 continue
             (one,) = found.values()
-            first, last = one["before"][-1], one["after"][0]
-            once = sum(one["before"][:-1]) + sum(one["after"][1:])
-            cost = dict(step=one["step"], full=one["bodies"][0], masked=one["bodies"][1],
-                        first=first, last=last, once=once)  # fmt: skip
-            rows.append({"blocks": list(sizes), "cost": cost, "use": one["use"][0]})
-            print(chip, way, rows[-1], flush=True)
-        table[chip][way] = rows
-    text = json.dumps(table, indent=None).replace('{"blocks"', '\n  {"blocks"')
-    path.write_text(text.replace('], "', '],\n "').replace('}, "v', '},\n"v') + "\n")
+            cost = {
+                "step": one["step"], "full": one["bodies"][0], "masked": one["bodies"][1],
+                "first": one["before"][-1], "last": one["after"][0],
+                "once": sum(one["before"][:-1]) + sum(one["after"][1:]),
+            }  # fmt: skip
+            row = {"blocks": list(pieces), "cost": cost, "use": one["use"][0]}
+            print(chip, way, row, flush=True)
+            table = json.loads(path.read_text())
+            own = table.setdefault(chip, {})
+            own["made by"] = f"jax {jax.__version__}, libtpu {version('libtpu')}"
+            held = [old for old in own.get(way, []) if old["blocks"] != row["blocks"]]
+            own[way] = sorted([*held, row], key=lambda row: str(row["blocks"]))
+            path.write_text(json.dumps(table, indent=1) + "\n")
+
+
+def lowbit(chip: str) -> Iterator[Case]:
+    """This package's low-bit kernel, at the blocks of its table."""
+    q = jax.ShapeDtypeStruct((TOKENS, HEADS, WIDTH), jnp.bfloat16)
+    for name in ("sage8", "sage8_block", "sage8_int8", "sage8_fp8", "fp8"):
+        precision = PRECISIONS[name]
+        pieces = lowbit_blocks_for(chip_named(chip), precision, masked=True)
+        full, part, down, _ = blocks(*pieces[:2])
+
+        def call(*args: Any, precision: Any = precision) -> Any:
+            return lowbit_attention(*args, precision=precision, mask=masks.causal(), chip=chip)
+
+        visits = Visits(HEADS, full + part, (full, part), (down,), (down,))
+        yield Case(name, tuple(pieces), call, (q, q, q), {"lowbit_attention": visits})
 
 
 def main(
     chips: tuple[str, ...] = ("v5e", "v5p", "v6e", "tpu7x"),
     peers: tuple[str, ...] = ("ours", "flash", "splash", "tokamax"),
-    sizes: tuple[Pieces, ...] = SIZES,
+    sizes: tuple[Pieces, ...] = (),
     tune_only: bool = False,
+    lowbit_only: bool = False,
 ) -> None:
     """Count kernels on chips.
 
     Args:
       chips: names of TPUs.
       peers: whose kernels.
-      sizes: of blocks: rows, columns, columns in a product.
+      sizes: of blocks: rows, columns, columns in a product; by default several.
       tune_only: write the table by which attention chooses its blocks, and compare nothing.
+      lowbit_only: count low-bit attention alone.
     """
     for chip in chips:
         if tune_only:
-            tune(chip)
+            tune(chip, sizes or sum(TUNED.values(), ()))
             continue
-        cases = (case for name, size in product(peers, sizes) for case in globals()[name](size))
+        if lowbit_only:
+            keep("lowbit_schedules", sweep(lowbit(chip), chip))
+            continue
+        cases = (
+            case for name, size in product(peers, sizes or SIZES) for case in globals()[name](size)
+        )
         rows = sweep(cases, chip)
         keep("attention_schedules", rows)
         least = best([row for row in rows if row["name"].startswith("jaxinf")])

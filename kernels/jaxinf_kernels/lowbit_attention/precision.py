@@ -88,8 +88,17 @@ PRECISIONS = {
 """By name, for tables and command lines; functions take the records themselves."""
 
 
+COUNTED: dict[str, Precision | None] = {
+    "v4": None, "v5e": SAGE8, "v5p": None, "v6e": None, "tpu7x": None,
+}  # fmt: skip
+"""TPUs on which a precision's schedule is shorter than bfloat16's (kernels/README.md): products
+take half of the time, but the softmax's own work does not, and bounds it on most."""
+
+
 def policy(chip: Chip | None) -> Precision | None:
-    """Return the most exact precision whose products take less time than bfloat16's.
+    """Return the most exact precision with which attention takes less time than in bfloat16.
+
+    Of TPUs this is counted in compiled programs; of GPUs it is whether their products take less.
 
     Args:
       chip: None where it is not known.
@@ -97,7 +106,8 @@ def policy(chip: Chip | None) -> Precision | None:
     Returns:
       The precision, or None for bfloat16.
     """
-    for precision in (SAGE8, FP8):
-        if chip is not None and chip.pays(precision.qk.name):
-            return precision
-    return None
+    if chip is None:
+        return None
+    if chip.name in COUNTED:
+        return COUNTED[chip.name]
+    return next((p for p in (SAGE8, FP8) if chip.pays(p.qk.name)), None)

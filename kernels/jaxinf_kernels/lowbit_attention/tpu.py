@@ -39,7 +39,8 @@ def attend(*arrays: Array, spec: LowBit, interpret: Any = False) -> tuple[Array,
         return xla.attend(*arrays, spec=spec)
     how = spec.how
     chip = how.known
-    blocks = how.blocks or blocks_for(chip, spec.precision)
+    masked = spec.asked.mask is not None
+    blocks = how.blocks or blocks_for(chip, spec.precision, masked)
     return _call(spec, given, chip, blocks, interpret)
 
 
