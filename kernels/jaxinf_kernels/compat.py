@@ -7,6 +7,11 @@ import jax
 from jax._src import config
 from jaxtyping import Array
 
+OLD: dict[str, str] = {}
+"""Platforms whose kernels need another version of JAX, and which."""
+if jax.__version_info__ < (0, 12):
+    OLD["cuda"] = f"its kernels for GPUs need jax 0.12 or later, this is {jax.__version__}"
+
 
 def divided_by_compiler(context: Any) -> bool:
     """Whether a program that is being lowered will be divided over several devices by the compiler.

@@ -17,7 +17,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
 from jaxinf_kernels.chips import Chip, chip_here, chip_named
-from jaxinf_kernels.compat import divided_by_compiler, unchecked, vary_alike
+from jaxinf_kernels.compat import OLD, divided_by_compiler, unchecked, vary_alike
 from jaxinf_kernels.divided import Letters, Over, divided, letters_of
 
 Arrays = tuple[Array, ...]
@@ -248,7 +248,7 @@ def choose(primitive: Primitive, spec: Any, arrays: Any, platform: str | None) -
     if kernel is None:
         why = f"there is no kernel for {platform or 'this platform'}"
     else:
-        why = kernel.refusal(spec, arrays)
+        why = OLD.get(platform or "") or kernel.refusal(spec, arrays)
         if why is None and wanted is None:
             why = UNTRIED.get(here or "") or kernel.idle(spec, arrays)
     if why is None:
