@@ -102,7 +102,9 @@ def test_room_imports_only_from_above(path):
 
 @pytest.mark.parametrize("path", KERNELS, ids=str)
 def test_kernels_import_nothing_of_jaxinf(path):
-    found = violations((ROOT / "kernels" / path).read_text(), ".".join(path.parent.parts))
+    # the benchmarks are programs beside the package, and may use what it may
+    package = "jaxinf_kernels" if path.parts[0] == "bench" else ".".join(path.parent.parts)
+    found = violations((ROOT / "kernels" / path).read_text(), package)
     assert not found, f"{path}: " + "; ".join(found)
 
 
