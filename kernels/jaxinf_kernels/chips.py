@@ -26,6 +26,15 @@ class Chip:
     compiler, and computed by widening it first."""
     unit: int = 128
     """Rows and columns of a TPU's matrix unit."""
+    generation: str = ""
+    """Of a GPU: ``"hopper"`` or ``"blackwell"``."""
+    cores: int = 1
+    """Of a GPU, its multiprocessors."""
+
+    @property
+    def blackwell(self) -> bool:
+        """Whether tensor cores have memory of their own."""
+        return self.generation == "blackwell"
 
     def pays(self, name: str) -> bool:
         """Whether products of a format take less time than those of bfloat16."""
@@ -43,9 +52,9 @@ _CHIPS = (
     Chip("v6e", "tpu", 128 * MiB, _V5, 256),
     Chip("tpu7x", "tpu", 64 * MiB,
          {"int8": 1.0, "int4": 2.0, "e4m3": 2.0, "e5m2": 2.0, "mxfp4": 2.0, "nvfp4": 2.0}, 256),
-    Chip("h100", "cuda", 232448, _HOPPER),
-    Chip("h200", "cuda", 232448, _HOPPER),
-    Chip("b200", "cuda", 232448, _BLACKWELL),
+    Chip("h100", "cuda", 232448, _HOPPER, generation="hopper", cores=132),
+    Chip("h200", "cuda", 232448, _HOPPER, generation="hopper", cores=132),
+    Chip("b200", "cuda", 232448, _BLACKWELL, generation="blackwell", cores=148),
 )  # fmt: skip
 CHIPS: Mapping[str, Chip] = {chip.name: chip for chip in _CHIPS}
 """By name. Speeds of TPUs are counts of matrix-unit pushes in compiled programs, those of GPUs

@@ -65,6 +65,11 @@ class How(NamedTuple):
         """The chip that is named, or that of the mesh in force; None where none says."""
         return chip_named(self.chip) if self.chip else chip_here()
 
+    @property
+    def gpu(self) -> Chip:
+        """The chip that a GPU's kernel is for: an H100 where none is known."""
+        return self.known or chip_named("h100")
+
 
 class Kernels(NamedTuple):
     """A function by platform: ``plain`` in JAX's own operations, and where it has a kernel."""

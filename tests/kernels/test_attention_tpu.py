@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from in_float64 import apart, exactly
 from jax.experimental.pallas import tpu as pltpu
-from jaxinf_kernels.attention import masks, tpu, tpu_backward, xla
+from jaxinf_kernels.attention import masks, tpu, tpu_backward
 from jaxinf_kernels.attention.api import prepare
 from jaxinf_kernels.operation import How
 
@@ -72,38 +73,18 @@ def setting(name, dtype, seed=0, outliers=False):
     return problem, given, blocks, cotangents
 
 
-def exactly(problem, given, cotangents):
-    """Outputs and gradients in float64."""
-
-    def wide(a):
-        return (
-            jnp.asarray(np.asarray(a, np.float64)) if jnp.issubdtype(a.dtype, jnp.floating) else a
-        )
-
-    with jax.enable_x64(True):
-        arrays = [wide(a) for a in problem.flat(given)]
-        active = 4 if problem.given[0] else 3
-
-        def both(*moved):
-            out, lse = xla.attend(*moved, *arrays[active:], spec=problem)
-            return out, jnp.where(jnp.isfinite(lse), lse, 0)
-
-        (out, lse), back = jax.vjp(both, *arrays[:active])
-        found = [np.asarray(a) for a in back(tuple(wide(a) for a in cotangents))]
-        return np.asarray(out), np.asarray(lse), found
-
-
-def apart(a, b):
-    a = np.asarray(a, np.float64)
-    assert np.isfinite(a).all()
-    return np.linalg.norm(a - b) / np.linalg.norm(b)
+def exact(problem, given, cotangents):
+    """Outputs and gradients of queries, keys, values and a bias in float64."""
+    arrays = problem.flat(given)
+    moving = 4 if problem.given[0] else 3
+    return exactly(problem, arrays, [x < moving for x in range(len(arrays))], cotangents)
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_gradients(name, dtype):
     problem, given, blocks, cotangents = setting(name, dtype)
-    out, lse, gradients = exactly(problem, given, cotangents)
+    out, lse, gradients = exact(problem, given, cotangents)
     value = jax.jit(partial(tpu.attend, spec=problem, blocks=blocks, interpret=INTERPRETED))
     found = value(*problem.flat(given))
     bound, steep = BOUNDS[dtype]
@@ -130,7 +111,7 @@ def test_values_and_gradients(name, dtype):
 @pytest.mark.parametrize("seed", [1, 2])
 def test_outliers(seed):
     problem, given, blocks, cotangents = setting("no mask", "bfloat16", seed, outliers=True)
-    out, _, gradients = exactly(problem, given, cotangents)
+    out, _, gradients = exact(problem, given, cotangents)
     found = tpu.attend(*problem.flat(given), spec=problem, blocks=blocks, interpret=INTERPRETED)
     assert apart(found[0], out) < BOUNDS["bfloat16"][0]
     back = tpu_backward.pull(problem, given, found, cotangents, False, blocks, INTERPRETED)
@@ -168,7 +149,7 @@ def test_long_sequences_are_cut_into_stretches(monkeypatch):
     mask = masks.causal(90) & masks.segments(*ids)
     problem, given = prepare(q, k, v, mask, None, None, None, None, 0.1, How())
     cotangents = draw(rng, 1, 1, N, 128), jnp.zeros((1, 1, N))
-    _, _, gradients = exactly(problem, given, cotangents)
+    _, _, gradients = exact(problem, given, cotangents)
     blocks = tpu.Blocks(128, 128, 128)
     found = tpu.attend(*problem.flat(given), spec=problem, blocks=blocks, interpret=INTERPRETED)
     monkeypatch.setattr(tpu_backward, "RESIDENT", 4 * 128 * 128)

@@ -1,10 +1,12 @@
 from contextlib import contextmanager
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxinf_kernels.chips import CHIPS
 from jaxinf_kernels.formats import INT8, Quantised, quantise
 from jaxinf_kernels.grouped_matmul import gpu
 from jaxinf_kernels.grouped_matmul.gpu_blocks import Blocks
@@ -27,7 +29,8 @@ def interpreted():
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
     """A chip with three streaming multiprocessors: each has several tiles of a result."""
-    monkeypatch.setattr(gpu, "CORES", 3)
+    for name, chip in CHIPS.items():
+        monkeypatch.setitem(CHIPS, name, replace(chip, cores=3))
 
 
 def inputs(seed=0, n=200, k=100, m=130, groups=5):

@@ -1,5 +1,6 @@
 import dataclasses
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxinf_kernels.chips import CHIPS
 from jaxinf_kernels.formats import E4M3, E5M2, INT4, INT8, MXFP4, MXFP8, NVFP4, Quantised, quantise
 from jaxinf_kernels.operation import OPERATIONS, How, choose
 from jaxinf_kernels.quantized_matmul import gpu, gpu_blackwell, gpu_blocks, reference, sparsify
@@ -59,7 +61,8 @@ def relative(a, b):
 @pytest.fixture
 def few(monkeypatch):
     """A chip with two streaming multiprocessors: each has several tiles of a result."""
-    monkeypatch.setattr(gpu, "cores", lambda chip: 2)
+    for name, chip in CHIPS.items():
+        monkeypatch.setitem(CHIPS, name, replace(chip, cores=2))
 
 
 def columns(form):

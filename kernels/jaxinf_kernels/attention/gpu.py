@@ -22,6 +22,7 @@ from jaxinf_kernels.attention.gpu_blocks import (
     WIDTH,
     Blocks,
     Finish,
+    bring,
     cut,
     lines,
     of,
@@ -159,17 +160,7 @@ def _kernel(
         plgpu.wait_smem_to_gmem(0)
 
     @pl.when(me == workers)
-    def bring() -> None:
-        plgpu.set_max_registers(hopper.BRINGING, action="decrease")
+    def streamed() -> None:
         group = lax.div(head, jnp.asarray(shared, head.dtype))
-
-        def visit(step: Any, _: None) -> None:
-            slot = hopper.slot(step - begin, stages)
-            part = pl.ds(place_of(step), sizes.columns)
-            again = step - begin >= stages
-            for name, to, full, free in (("k", k, k_full, k_free), ("v", v, v_full, v_free)):
-                pl.when(again)(partial(plgpu.barrier_wait, free.at[slot]))
-                source = inputs[name].at[of(inputs[name], batch), group, part]
-                plgpu.copy_gmem_to_smem(source, to.at[slot], full.at[slot])
-
-        lax.fori_loop(begin, end, visit, None)
+        rings = ("k", k, k_full, k_free), ("v", v, v_full, v_free)
+        bring(inputs, rings, (batch, group), visits.at[own], begin, end)

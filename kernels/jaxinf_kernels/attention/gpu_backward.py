@@ -17,6 +17,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
 from jaxinf_kernels import hopper
+from jaxinf_kernels.attention.cotangents import delta_of
 from jaxinf_kernels.attention.gpu_blocks import (
     LOG2E,
     LOWEST,
@@ -25,6 +26,7 @@ from jaxinf_kernels.attention.gpu_blocks import (
     Finish,
     Lines,
     Scores,
+    bring,
     cut,
     flipped,
     lines,
@@ -55,8 +57,8 @@ def pull(
       blocks: sizes.
       interpret: as ``plgpu.kernel`` takes it.
     """
-    (out, lse), (d_out, d_lse) = outputs, cotangents
-    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1) - d_lse
+    lse, d_out = outputs[1], cotangents[0]
+    delta = delta_of(outputs, cotangents)
     lse = jnp.where(jnp.isfinite(lse), lse * LOG2E, -LOWEST)  # nothing seen: no weight
     widths = [up(a.shape[3], WIDTH) for a in (given.q, given.v)]
     blocks = blocks.fitting(widths, given.q.dtype.itemsize)
@@ -183,20 +185,10 @@ def _for_queries(
         plgpu.wait_smem_to_gmem(0)
 
     @pl.when(me == workers)
-    def bring() -> None:
-        plgpu.set_max_registers(hopper.BRINGING, action="decrease")
+    def streamed() -> None:
         group = lax.div(head, jnp.asarray(shared, head.dtype))
-
-        def visit(step: Any, _: None) -> None:
-            slot = hopper.slot(step - begin, stages)
-            part = pl.ds(visits[own, step] * sizes.columns, sizes.columns)
-            again = step - begin >= stages
-            for name, to, full, free in (("k", k, k_full, k_free), ("v", v, v_full, v_free)):
-                pl.when(again)(partial(plgpu.barrier_wait, free.at[slot]))
-                source = inputs[name].at[of(inputs[name], batch), group, part]
-                plgpu.copy_gmem_to_smem(source, to.at[slot], full.at[slot])
-
-        lax.fori_loop(begin, end, visit, None)
+        rings = ("k", k, k_full, k_free), ("v", v, v_full, v_free)
+        bring(inputs, rings, (batch, group), visits.at[own], begin, end)
 
 
 def _keys(

@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxinf_kernels import hopper
-from jaxinf_kernels.attention.masks import COLUMN, EMPTY, FULL, MIXED, ROW, SCALAR, _Both, _Not
+from jaxinf_kernels.attention.masks import COLUMN, EMPTY, FULL, MIXED, ROW, SCALAR
 from jaxinf_kernels.attention.problem import Operands, Problem
 from jaxinf_kernels.attention.schedule import Schedule, Sizes, at_run_time, edged, schedule
 from jaxinf_kernels.tiles import filled_up, up
@@ -27,6 +27,8 @@ WIDTH = 64
 """What head dimensions are filled up to a multiple of."""
 RESERVED = 4096
 """Bytes of shared memory for barriers and what is small."""
+LARGEST = 256
+"""Head dimension up to which a block of threads holds its queries."""
 
 
 class Blocks(NamedTuple):
@@ -190,7 +192,7 @@ class Finish:
         if masked:
             mask = self.edge([self._leaf(x, first, shape) for x in range(len(spec.kinds))])
             if mask is not None:
-                s = jnp.where(seen(mask.term, i, j), s, -jnp.inf)
+                s = jnp.where(mask.sees(i, j), s, -jnp.inf)
         return Scores(s, factor, bend)
 
     def _leaf(self, number: int, first: tuple[Any, Any], shape: tuple[int, int]) -> Any:
@@ -214,13 +216,45 @@ class Finish:
         return plgpu.load(block, layout=self.layout, optimized=False)
 
 
-def seen(term: Any, i: Any, j: Any) -> Any:
-    """Return what a mask's term sees: Mosaic has no way from a number back to a truth value."""
-    if isinstance(term, _Both):
-        return seen(term.first, i, j) & seen(term.second, i, j)
-    if isinstance(term, _Not):
-        return jnp.where(seen(term.inner, i, j), 0, 1) == 1
-    return term.sees(i, j)
+def refusal_of_sizes(q: Any, k: Any, v: Any) -> str | None:
+    """Return why a block of threads cannot hold such heads; None where it can."""
+    if max(q.shape[3], v.shape[3]) > LARGEST:
+        return (
+            f"head dimensions are {q.shape[3]} and {v.shape[3]}, of which the kernel takes up to "
+            f"{LARGEST}: divide heads"
+        )
+    if not (q.shape[2] and k.shape[2] and q.shape[3] and v.shape[3]):
+        return "there are no queries, no keys or no head dimension"
+    return None
+
+
+def bring(
+    inputs: dict[str, Any], rings: Any, at: tuple[Any, Any], places: Any, begin: Any, end: Any
+) -> None:
+    """Bring the blocks of a line's visits to shared memory, each as soon as its place is free.
+
+    Args:
+      inputs: arrays in device memory, [B or 1, groups, length, width], by name.
+      rings: for each array its name, its places [stages, block, width], and the barriers, one a
+        place, at which it is full and free.
+      at: numbers of the example and of the group.
+      places: [T]: the number of the block that a visit is of.
+      begin: the first visit.
+      end: the visit after the last.
+    """
+    plgpu.set_max_registers(hopper.BRINGING, action="decrease")
+    stages, size = rings[0][1].shape[:2]
+
+    def visit(step: Any, _: None) -> None:
+        slot = hopper.slot(step - begin, stages)
+        part = pl.ds(places[step] * size, size)
+        again = step - begin >= stages
+        for name, to, full, free in rings:
+            pl.when(again)(partial(plgpu.barrier_wait, free.at[slot]))
+            source = inputs[name].at[of(inputs[name], at[0]), at[1], part]
+            plgpu.copy_gmem_to_smem(source, to.at[slot], full.at[slot])
+
+    jax.lax.fori_loop(begin, end, visit, None)
 
 
 def tanh(x: Any) -> Any:

@@ -6,62 +6,41 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinf_kernels.attention import gpu, gpu_backward, gpu_blackwell
-from jaxinf_kernels.attention.gpu_blocks import Blocks
-from jaxinf_kernels.attention.on_tpu import summed
+from jaxinf_kernels.attention.cotangents import (
+    idle,
+    of_sinks,
+    problem_of,
+    refusal_of_slopes,
+    summed,
+)
+from jaxinf_kernels.attention.gpu_blocks import Blocks, refusal_of_sizes
 from jaxinf_kernels.attention.problem import Problem
 from jaxinf_kernels.operation import Kernel, Rule
-
-LARGEST = 256
-"""Head dimension up to which a block of threads holds its queries."""
-SMALL = 128 * 128
-"""Logits of a head below which a kernel has nothing to win."""
 
 
 def refusal(spec: Any, arrays: Any) -> str | None:
     """Return why the kernels do not take a problem, or its reverse rule; None where they do."""
-    problem = _problem(spec)
-    q, k, v = arrays[:3]
+    problem, q = problem_of(spec), arrays[0]
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"the kernel takes bfloat16 and float16, not {q.dtype}: cast with astype"
-    if max(q.shape[3], v.shape[3]) > LARGEST:
-        return (
-            f"head dimensions are {q.shape[3]} and {v.shape[3]}, of which the kernel takes up to "
-            f"{LARGEST}: divide heads"
-        )
-    if not (q.shape[2] and k.shape[2] and q.shape[3] and v.shape[3]):
-        return "there are no queries, no keys or no head dimension"
     if isinstance(spec, Rule):
-        active = problem.operands(spec.active)
-        if _blackwell(problem):
+        if problem.how.gpu.blackwell:
             return "the gradients' kernels are for h100 and h200"
-        if active.slopes:
-            return (
-                "the kernel has no derivative of slopes: stop_gradient them where they are "
-                "constants"
-            )
-        if active.bias:
+        if problem.operands(spec.active).bias:
             return "the kernel has no derivative of the bias: stop_gradient it where it is constant"
-    return None
-
-
-def idle(spec: Any, arrays: Any) -> str | None:
-    """Return why the plain form is as fast; None where it is not."""
-    q, k = arrays[:2]
-    if q.shape[2] * k.shape[2] < SMALL:
-        return f"a head has fewer than {SMALL} logits"
-    return None
+    return refusal_of_sizes(*arrays[:3]) or refusal_of_slopes(spec)
 
 
 def attend(*arrays: Array, spec: Problem, interpret: Any = False) -> tuple[Array, Array]:
     """See :func:`gpu.attend` and :func:`gpu_blackwell.attend`."""
-    if _blackwell(spec):
+    if spec.how.gpu.blackwell:
         return gpu_blackwell.attend(*arrays, spec=spec, interpret=interpret)
     return gpu.attend(*arrays, spec=spec, blocks=_blocks(spec), interpret=interpret)
 
 
 def pull(*args: Array, spec: Rule, interpret: Any = False) -> tuple[Array, ...]:
     """Return the cotangents of the active operands."""
-    problem = _problem(spec)
+    problem = problem_of(spec)
     arrays, outputs, cotangents = spec.split(args)
     given = problem.operands(arrays)
     active = problem.operands(spec.active)
@@ -74,20 +53,8 @@ def pull(*args: Array, spec: Rule, interpret: Any = False) -> tuple[Array, ...]:
         if on
     ]
     if given.sinks is not None and active.sinks:
-        share = jnp.exp(given.sinks[:, :, None] - outputs[1])
-        back.append(summed(-jnp.sum(share * delta, axis=2), given.sinks))
+        back.append(of_sinks(given, outputs[1], delta))
     return tuple(back)
-
-
-def _problem(spec: Any) -> Problem:
-    problem: Any = spec.spec if isinstance(spec, Rule) else spec
-    return problem
-
-
-def _blackwell(spec: Problem) -> bool:
-    """Whether a program is for a chip of that generation; what is not named is Hopper."""
-    chip = spec.how.known
-    return chip is not None and chip.name == "b200"
 
 
 def _blocks(spec: Problem) -> Blocks:

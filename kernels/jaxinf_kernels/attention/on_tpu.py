@@ -7,12 +7,17 @@ from jaxtyping import Array
 
 from jaxinf_kernels.attention import tpu, tpu_backward
 from jaxinf_kernels.attention.blocks import blocks_for
+from jaxinf_kernels.attention.cotangents import (
+    delta_of,
+    idle,
+    of_sinks,
+    problem_of,
+    refusal_of_slopes,
+    summed,
+)
 from jaxinf_kernels.attention.problem import Problem
 from jaxinf_kernels.divided import Letters, letters_of
 from jaxinf_kernels.operation import Kernel, Rule
-
-SMALL = 128 * 128
-"""Logits of a head below which a kernel has nothing to win."""
 
 
 def refusal(spec: Any, arrays: Any) -> str | None:
@@ -22,17 +27,7 @@ def refusal(spec: Any, arrays: Any) -> str | None:
         return f"the kernel takes float32 and bfloat16, not {q.dtype}: cast with astype"
     if not q.shape[2] or not k.shape[2]:
         return "there are no queries or no keys"
-    if isinstance(spec, Rule) and _problem(spec).operands(spec.active).slopes:
-        return "the kernel has no derivative of slopes: stop_gradient them where they are constants"
-    return None
-
-
-def idle(spec: Any, arrays: Any) -> str | None:
-    """Return why the plain form is as fast; None where it is not."""
-    q, k = arrays[:2]
-    if q.shape[2] * k.shape[2] < SMALL:
-        return f"a head has fewer than {SMALL} logits"
-    return None
+    return refusal_of_slopes(spec)
 
 
 def attend(*arrays: Array, spec: Problem) -> tuple[Array, Array]:
@@ -43,7 +38,7 @@ def attend(*arrays: Array, spec: Problem) -> tuple[Array, Array]:
 
 def pull(*args: Array, spec: Rule) -> tuple[Array, ...]:
     """Return the cotangents of the active operands."""
-    problem = _problem(spec)
+    problem = problem_of(spec)
     arrays, outputs, cotangents = spec.split(args)
     given = problem.operands(arrays)
     active = problem.operands(spec.active)
@@ -62,21 +57,8 @@ def pull(*args: Array, spec: Rule) -> tuple[Array, ...]:
     if given.bias is not None and active.bias:
         found.append(summed(d_s, given.bias))
     if given.sinks is not None and active.sinks:
-        found.append(summed(_sinks(given, outputs, cotangents), given.sinks))
+        found.append(of_sinks(given, outputs[1], delta_of(outputs, cotangents)))
     return tuple(found)
-
-
-def _sinks(given: Any, outputs: Any, cotangents: Any) -> Array:
-    """Return the sinks' cotangents: their share of the softmax, which has no value."""
-    (out, lse), (d_out, d_lse) = outputs, cotangents
-    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1) - d_lse
-    return -jnp.sum(jnp.exp(given.sinks[:, :, None] - lse) * delta, axis=2)
-
-
-def summed(value: Any, like: Array) -> Array:
-    """Return a cotangent of an array's shape: what served many is summed over them."""
-    axes = tuple(x for x in range(2) if like.shape[x] == 1 and value.shape[x] > 1)
-    return jnp.sum(value, axis=axes, keepdims=True).astype(like.dtype)
 
 
 def letters(spec: Problem, arrays: Any, results: Any) -> Letters:
@@ -112,11 +94,6 @@ def _letters(spec: Problem, arrays: Any) -> list[str]:
         letters_of(a, batch, own and x < headed and a.shape[1] == heads)
         for x, a in enumerate(arrays)
     ]
-
-
-def _problem(spec: Rule) -> Problem:
-    problem: Any = spec.spec
-    return problem
 
 
 VALUE = Kernel(attend, refusal, idle)

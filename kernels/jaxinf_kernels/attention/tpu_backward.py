@@ -16,6 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
 from jaxinf_kernels.attention.blocks import Blocks
+from jaxinf_kernels.attention.cotangents import delta_of
 from jaxinf_kernels.attention.masks import COLUMN, FULL, MIXED, SCALAR
 from jaxinf_kernels.attention.problem import Operands, Problem, score, slope_of
 from jaxinf_kernels.attention.schedule import (
@@ -52,8 +53,8 @@ def pull(
       interpret: as ``pl.pallas_call`` takes it.
     """
     n, d = given.q.shape[2:]
-    (out, lse), (d_out, d_lse) = outputs, cotangents
-    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1) - d_lse
+    lse, d_out = outputs[1], cotangents[0]
+    delta = delta_of(outputs, cotangents)
     lse = jnp.where(jnp.isfinite(lse), lse, -LOWEST)  # nothing seen: all weights are zero
     stretch = max(blocks.rows, RESIDENT // (4 * max(d, LANES)) // blocks.rows * blocks.rows)
     parts: list[tuple[Any, ...]] = []

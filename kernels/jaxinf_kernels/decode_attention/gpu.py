@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
-from jaxinf_kernels.chips import CHIPS
 from jaxinf_kernels.decode_attention.blocks import Blocks, blocks_for
 from jaxinf_kernels.decode_attention.cache import Pages
 from jaxinf_kernels.decode_attention.gpu_kernel import (
@@ -65,7 +64,7 @@ def attend(
 ) -> tuple[Array, Array]:
     """Return outputs [B, N, G, R, E] and the logarithms of the softmax's sums [B, N, G, R]."""
     given = spec.operands(arrays)
-    chip = spec.how.known or CHIPS["h100"]
+    chip = spec.how.gpu
     blocks = blocks or spec.how.blocks or blocks_for(chip)
     batch = max(a.shape[0] for a in arrays)
     sizes = _sizes(spec, given, blocks, chip.memory, batch, bool(interpret))

@@ -15,8 +15,6 @@ from jaxinf_kernels.grouped_matmul.schedule import bounds
 from jaxinf_kernels.operation import Rule
 from jaxinf_kernels.tiles import filled_up, up
 
-CORES = 132
-"""Streaming multiprocessors of an H100 and an H200."""
 ROWS, ROW = 8, 128
 """Rows, and bytes of a row, in a tile of shared memory."""
 
@@ -53,14 +51,8 @@ def pull(*args: Array, spec: Rule) -> tuple[Array, ...]:
     """Return the cotangents of what is differentiated."""
     options: Any = {"spec": spec.spec}
     # of matrices' cotangents there is a kernel for Hopper
-    weights = xla.outer if _blackwell(options["spec"]) else partial(outer, **options)
+    weights = xla.outer if options["spec"].how.gpu.blackwell else partial(outer, **options)
     return xla.pulled(partial(product, **options), weights, *args, spec=spec)
-
-
-def _blackwell(spec: Problem) -> bool:
-    """Whether sums are in tensor memory."""
-    chip = spec.how.known
-    return chip is not None and chip.name == "b200"
 
 
 def _blocks(spec: Problem, n: int, groups: int) -> Blocks:
@@ -68,7 +60,7 @@ def _blocks(spec: Problem, n: int, groups: int) -> Blocks:
     named = spec.how.blocks
     if isinstance(named, Blocks):
         return named
-    return Blocks() if _blackwell(spec) else blocks_for(n, groups)
+    return Blocks() if spec.how.gpu.blackwell else blocks_for(n, groups)
 
 
 def product(
@@ -77,14 +69,7 @@ def product(
 ) -> Array:  # fmt: skip
     """Return each row [B, N, K] times its group's matrix [B, G, K, M], or [B, G, M, K] transposed.
 
-    Args:
-      x: rows.
-      w: matrices.
-      sizes: of the groups, [B, G].
-      spec: names chip and blocks.
-      dtype: of the result.
-      transposed: multiply by the transposed matrices.
-      scales: of rows [B, N, 1] and columns [B, G, 1, M] of whole numbers.
+    Of :func:`jaxinf_kernels.grouped_matmul.tpu.product`'s arguments.
     """
     (n, k), groups, m = x.shape[1:], w.shape[1], w.shape[2 if transposed else 3]
     batch = max(a.shape[0] for a in (x, w, sizes))
@@ -107,8 +92,8 @@ def product(
             filled_up(by_column[:, :, 0], {2: wide}),
         ]
     width = up(m, ROW // jnp.dtype(dtype).itemsize)
-    call = gpu_blackwell.call if _blackwell(spec) else gpu_rows.call
-    found = call(plan, ready, (batch, n, width), dtype, CORES)
+    call = gpu_blackwell.call if spec.how.gpu.blackwell else gpu_rows.call
+    found = call(plan, ready, (batch, n, width), dtype, spec.how.gpu.cores)
     return found if width == m else found[..., :m]
 
 
@@ -125,5 +110,5 @@ def outer(x: Array, dy: Array, sizes: Array, *, spec: Problem, dtype: Any) -> Ar
     )  # fmt: skip
     ready = [jnp.moveaxis(ends, 0, 1), *(filled_up(a, {1: ROWS, 2: depth}) for a in (x, dy))]
     whole = up(k, ROWS), up(m, ROW // jnp.dtype(dtype).itemsize)
-    found = gpu_weights.call(plan, ready, (batch, groups, *whole), dtype, CORES)
+    found = gpu_weights.call(plan, ready, (batch, groups, *whole), dtype, spec.how.gpu.cores)
     return found if whole == (k, m) else found[:, :, :k, :m]

@@ -28,6 +28,7 @@ from jaxinf_kernels.attention.gpu_blocks import (
     lines,
     of,
     padded,
+    refusal_of_sizes,
 )
 from jaxinf_kernels.attention.problem import Operands
 from jaxinf_kernels.attention.schedule import Sizes
@@ -40,8 +41,6 @@ from jaxinf_kernels.lowbit_attention.problem import LowBit
 from jaxinf_kernels.tiles import filled_up, up
 
 ROWS = hopper.WARPGROUP_ROWS
-LARGEST = 256
-"""Head dimension up to which a block of threads holds its queries."""
 PART = 128
 """Columns of an output that have a visit's sum at a time; half as many where outputs are wider."""
 WHOLE, COLUMNS, STAGES = 128, 128, 4
@@ -51,9 +50,8 @@ their way or in use at most."""
 
 def refusal(spec: LowBit, arrays: Any) -> str | None:
     """Return why the kernel does not take a problem; None where it does."""
-    precision, chip = spec.precision, spec.how.known
-    q, k, v = arrays[:3]
-    if chip is not None and chip.name not in ("h100", "h200"):
+    precision, chip, v = spec.precision, spec.how.gpu, arrays[2]
+    if chip.generation != "hopper":
         return f"the kernel is for h100 and h200, not {chip.name}: leave implementation= out"
     if precision.qk not in (INT8, E4M3):
         near = "FP8" if precision.qk.bits == 8 else "SAGE8_FP8"
@@ -69,16 +67,9 @@ def refusal(spec: LowBit, arrays: Any) -> str | None:
         )
     if precision.smooth_q:
         return "the kernel does not smooth queries: take a precision with smooth_q=False"
-    if max(q.shape[3], v.shape[3]) > LARGEST:
-        return (
-            f"head dimensions are {q.shape[3]} and {v.shape[3]}, of which the kernel takes up to "
-            f"{LARGEST}: divide heads"
-        )
     if v.dtype not in (jnp.bfloat16, jnp.float16):
         return f"the kernel returns bfloat16 and float16, not {v.dtype}: cast with astype"
-    if not (q.shape[2] and k.shape[2] and q.shape[3] and v.shape[3]):
-        return "there are no queries, no keys or no head dimension"
-    return None
+    return refusal_of_sizes(*arrays[:3])
 
 
 def attend(*arrays: Array, spec: LowBit, interpret: Any = False) -> tuple[Array, Array]:

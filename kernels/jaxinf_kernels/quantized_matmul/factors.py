@@ -54,6 +54,15 @@ class Factor(NamedTuple):
             return self.elements
         return spread(self.elements, self.places, self.of)
 
+    def joined(self) -> "Factor":
+        """Return the rows of a batch of x as one matrix."""
+
+        def join(a: Array | None) -> Array | None:
+            return None if a is None else a.reshape(1, -1, a.shape[2])
+
+        elements = self.elements.reshape(1, -1, self.elements.shape[2])
+        return self._replace(elements=elements, inner=join(self.inner), whole=join(self.whole))
+
     def numbers(self, dtype: Any) -> Array:
         """Elements times inner scales, rounded once to a dtype."""
         found = self.dense

@@ -27,7 +27,6 @@ from jaxinf_kernels.quantized_matmul.gpu_blocks import (
     Blocks,
     bits,
     blocks_for,
-    cores,
     splits_for,
     stages_for,
 )
@@ -68,7 +67,7 @@ def refusal(spec: Problem | Rule, arrays: Any) -> str | None:
                 f"blocks of {name} that share a scale have a multiple of {LEAST} numbers, not "
                 f"{size}: quantise(..., block={up(size, LEAST)})"
             )
-    if _blackwell(chip) and not _taken_by_blackwell(problem.x.form, problem.w.form, sizes):
+    if problem.how.gpu.blackwell and not _taken_by_blackwell(problem.x.form, problem.w.form, sizes):
         return (
             f"Blackwell's tensor cores do not multiply {problem.x.form or 'floats'} by "
             f"{problem.w.form or 'floats'} in blocks of {sizes}: give both matrices one format, "
@@ -84,11 +83,6 @@ def _size(side: Any, arrays: Any, axis: int) -> int:
     if side.held or side.form is None:
         return 0
     return side.form.block or 0
-
-
-def _blackwell(chip: Any) -> bool:
-    """Whether sums are in tensor memory."""
-    return chip is not None and chip.name == "b200"
 
 
 def _taken_by_blackwell(x: Any, w: Any, sizes: tuple[int, int]) -> bool:
@@ -127,7 +121,7 @@ def products() -> Products:
         return product(x, w, dtype=dtype, how=how)
 
     def transposed(g: Array, w: Factor, dtype: Any, how: How) -> Array:
-        if _blackwell(how.known) or dtype != jnp.bfloat16:  # of which there is no kernel
+        if how.gpu.blackwell or dtype != jnp.bfloat16:  # of which there is no kernel
             return PLAIN.back(g, w, dtype, how)
         return back(g, w, dtype, how)
 
@@ -138,50 +132,27 @@ def product(
     x: Factor, w: Factor, bias: Array | None = None, *, dtype: Any, out: Any = jnp.float32,
     activation: str | None = None, how: How = DEFAULT,
 ) -> Array:  # fmt: skip
-    """Multiply two factors.
-
-    Args:
-      x: [B, N, K]; a batch of one on either side serves all of the other.
-      w: [B, K, M].
-      bias: [B, M].
-      dtype: that elements are widened to where they are scaled first; bfloat16.
-      out: the result's dtype.
-      activation: by name.
-      how: the chip and sizes of blocks.
-
-    Returns:
-      [B, N, M].
-    """
+    """Multiply two factors: of :func:`jaxinf_kernels.quantized_matmul.tpu.product`'s arguments."""
     batch = max(a.shape[0] for a in (x.elements, w.elements, bias) if a is not None)
     whole = batch, x.elements.shape[1], w.elements.shape[-1]
     if not batch * whole[1] * whole[2]:
         return jnp.zeros(whole, out)
     alone = w.elements.shape[0] == 1 and (bias is None or bias.shape[0] == 1)
     if alone and batch > 1:  # rows of all the batch are multiplied by one w
-        x = _one(x)
+        x = x.joined()
     named: dict[str, Array | None] = {
         "rows": None if x.whole is None else x.whole[..., 0],
         "columns": None if w.whole is None else w.whole[:, 0],
         "bias": bias,
     }
     blocks = summed(x, w)
-    if _blackwell(how.known) and blocks is None and _fine(x.form, w.form, (x.size, w.size)):
+    if how.gpu.blackwell and blocks is None and _fine(x.form, w.form, (x.size, w.size)):
         found = _of_fine(x, w, named, out, activation, how)
     elif blocks is not None:
         found = _of_elements(x, w, blocks, named, out, activation, how)
     else:
         found = _of_floats(x, w, dtype, named, out, activation, how)
     return found.reshape(whole)
-
-
-def _one(x: Factor) -> Factor:
-    """The rows of a batch as one."""
-
-    def join(a: Array | None) -> Array | None:
-        return None if a is None else a.reshape(1, -1, a.shape[2])
-
-    elements = x.elements.reshape(1, -1, x.elements.shape[2])
-    return x._replace(elements=elements, inner=join(x.inner), whole=join(x.whole))
 
 
 def _of_elements(
@@ -194,7 +165,7 @@ def _of_elements(
     ex, ew = (a.elements.astype(jnp.int8) if whole else a.elements for a in (x, w))
     arrays = {"x": ex, "w": jnp.swapaxes(ew, 1, 2), **named}
     # Hopper sums FP8 in fewer bits than float32 has: no further than over a step
-    kind = ELEMENTS if blocks == 1 and (whole or _blackwell(how.known)) else SUMMED
+    kind = ELEMENTS if blocks == 1 and (whole or how.gpu.blackwell) else SUMMED
     sizes = x.size, w.size
     if x.inner is not None:
         arrays["x scales"] = jnp.swapaxes(x.inner, 1, 2)
@@ -269,10 +240,10 @@ def _call(
     batch = max(a.shape[0] for a in arrays.values())
     x, w = arrays["x"], arrays["w"]
     (n, k), m = x.shape[1:], w.shape[1 if by_columns else 2]
-    blocks = how.blocks if isinstance(how.blocks, Blocks) else blocks_for(kind, n, how.known)
+    blocks = how.blocks if isinstance(how.blocks, Blocks) else blocks_for(kind, n, how.gpu)
     wide = gpu_hopper.COMPUTING * blocks.columns
     tiles = batch, -(-n // blocks.rows), -(-m // wide)
-    steps, count = -(-k // depth), cores(how.known)
+    steps, count = -(-k // depth), how.gpu.cores
     splits = splits_for(tiles[0] * tiles[1] * tiles[2], steps, count)
     chunk = blocks.columns if kind == TURNED else depth
     if "w scales" in arrays:
@@ -293,7 +264,7 @@ def _call(
     )  # fmt: skip
     ready = [_ready(name, arrays[name], plan) for name in names]
     whole = up(n, ROWS), up(m, ROW // jnp.dtype(dtype).itemsize)
-    call = gpu_blackwell.call if _blackwell(how.known) else gpu_hopper.call
+    call = gpu_blackwell.call if how.gpu.blackwell else gpu_hopper.call
     parts = call(plan, ready, (batch * splits, *whole), dtype, count)
     parts = parts if whole == (n, m) else parts[:, :n, :m]
     if splits == 1:

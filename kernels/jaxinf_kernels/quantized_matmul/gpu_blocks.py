@@ -35,21 +35,16 @@ TABLE = {
 """By kind: sums of 128 registers for each thread at most, of which two sets in ``summed``."""
 
 
-def blocks_for(kind: str, n: int, chip: Chip | None = None) -> Blocks:
+def blocks_for(kind: str, n: int, chip: Chip) -> Blocks:
     """Return the sizes that suit a kind of product with so many rows; Blackwell's have 128."""
     found = TABLE[kind]
-    few = n <= 64 and (chip is None or chip.name != "b200")
+    few = n <= 64 and not chip.blackwell
     return found._replace(rows=64, columns=64) if few else found
 
 
 def stages_for(blocks: Blocks, stage: int, fixed: int) -> int:
     """Return how many steps of so many bytes fit beside a number of bytes."""
     return max(2, min(blocks.stages, (SHARED - fixed) // stage))
-
-
-def cores(chip: Chip | None) -> int:
-    """Return the streaming multiprocessors of a chip; where it is not known, of an H100."""
-    return 148 if chip is not None and chip.name == "b200" else 132
 
 
 def splits_for(tiles: int, steps: int, count: int) -> int:

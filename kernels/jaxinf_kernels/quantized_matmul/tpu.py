@@ -116,19 +116,9 @@ def product(
     whole = batch, x.elements.shape[1], w.elements.shape[-1]
     alone = w.elements.shape[0] == 1 and (bias is None or bias.shape[0] == 1)
     if alone and batch > 1:  # rows of all the batch are multiplied by one w
-        x = _one(x)
+        x = x.joined()
     found = _product(x, w, bias, dtype, out, activation, how, interpret)
     return found.reshape(whole)
-
-
-def _one(x: Factor) -> Factor:
-    """The rows of a batch as one."""
-
-    def join(a: Array | None) -> Array | None:
-        return None if a is None else a.reshape(1, -1, a.shape[2])
-
-    elements = x.elements.reshape(1, -1, x.elements.shape[2])
-    return x._replace(elements=elements, inner=join(x.inner), whole=join(x.whole))
 
 
 def _product(

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxinf_kernels.chips import CHIPS
+
 TARGETS = {
-    "h100": dict(name="NVIDIA H100 80GB HBM3", cores=132, bandwidth=3.35e12, memory=80e9, major=9),
-    "h200": dict(name="NVIDIA H200", cores=132, bandwidth=4.8e12, memory=141e9, major=9),
-    "b200": dict(name="NVIDIA B200", cores=148, bandwidth=7.7e12, memory=180e9, major=10),
+    "h100": dict(name="NVIDIA H100 80GB HBM3", bandwidth=3.35e12, memory=80e9, major=9),
+    "h200": dict(name="NVIDIA H200", bandwidth=4.8e12, memory=141e9, major=9),
+    "b200": dict(name="NVIDIA B200", bandwidth=7.7e12, memory=180e9, major=10),
 }  # fmt: skip
 """What compilers must know of a GPU."""
 _CONFIG = """gpu_device_info {{
@@ -62,7 +64,7 @@ def target(chip: str) -> str:
     """
     if chip not in TARGETS:
         raise ValueError(f"no GPU is named {chip!r}; there are {', '.join(TARGETS)}.")
-    facts: dict[str, Any] = TARGETS[chip]
+    facts: dict[str, Any] = {**TARGETS[chip], "cores": CHIPS[chip].cores}
     feature = "feature_extension: ACCELERATED_FEATURES" if facts["major"] >= 10 else ""
     return _CONFIG.format(**facts, feature=feature)
 

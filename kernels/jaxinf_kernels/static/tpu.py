@@ -4,8 +4,10 @@ One instruction word, a bundle, is issued a cycle: so bundles times how often ea
 kernel's time from below. libtpu writes its schedules where its options say, which it reads once.
 """
 
+import atexit
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -105,6 +107,7 @@ def folder() -> Path:
         if "libtpu" in _loaded():
             raise RuntimeError("libtpu has started: import jaxinf_kernels.static.tpu before that.")
         where = tempfile.mkdtemp(prefix="schedules_")
+        atexit.register(shutil.rmtree, where, ignore_errors=True)
         os.environ["LIBTPU_INIT_ARGS"] = f"{given} {_OPTIONS.format(where)}"
         return Path(where)
     return Path(found[1])
