@@ -5,8 +5,9 @@
 
 Causal attention in bfloat16, 8 heads of 4,096 tokens by 128, forwards and in reverse. Every kernel
 is compiled at several sizes of blocks and counted over the whole call: bundles of the schedule
-times how often they are passed. ``--tune-only`` writes the table by which attention chooses its
-blocks. Peers are those that are installed (``pip install tokamax``).
+times how often they are passed, and the compiler's cycles of what XLA does beside the kernel, such
+as the sum of the queries' gradients that a kernel leaves in parts. ``--tune-only`` writes the table
+by which attention chooses its blocks. Peers are those that are installed (``pip install tokamax``).
 Predictions: nothing is run, and waiting for memory is left out.
 """
 
@@ -25,7 +26,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import tyro  # noqa: E402
-from counting import Case, Visits, best, keep, parts, sweep  # noqa: E402
+from counting import Case, Visits, best, keep, parts, sweep, whole  # noqa: E402
 from jaxinf_kernels.attention import attention, masks  # noqa: E402
 from jaxinf_kernels.attention import blocks as blocks_module  # noqa: E402
 from jaxinf_kernels.attention.blocks import Blocks  # noqa: E402
@@ -208,8 +209,8 @@ def main(
         least = best([row for row in rows if row["name"].startswith("jaxinf")])
         for name, row in best(rows).items():
             own = least.get("jaxinf, reverse" if name.endswith("reverse") else "jaxinf")
-            beside = f", {row['bundles'] / own['bundles']:.3f} of jaxinf's" if own else ""
-            print(f"{chip} best {name}: {row['sizes']}, {row['bundles']} bundles{beside}")
+            share = f", {whole(row) / whole(own):.3f} of jaxinf's" if own else ""
+            print(f"{chip} best {name}: {row['sizes']}, {whole(row)} bundles{share}")
 
 
 if __name__ == "__main__":

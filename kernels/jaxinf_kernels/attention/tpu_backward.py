@@ -57,13 +57,16 @@ def pull(
     delta = delta_of(outputs, cotangents)
     lse = jnp.where(jnp.isfinite(lse), lse, -LOWEST)  # nothing seen: all weights are zero
     stretch = max(blocks.rows, RESIDENT // (4 * max(d, LANES)) // blocks.rows * blocks.rows)
+    # what is added to others' is not rounded before
+    alone = given.k.shape[:2] == d_out.shape[:2] and n <= stretch
+    kept = given.k.dtype if alone else jnp.float32
     parts: list[tuple[Any, ...]] = []
     for begin in range(0, n, stretch):
         rows = slice(begin, min(n, begin + stretch))
         parts.append(
             _stretch(
                 spec, _rows_of(spec, given, rows), begin, d_out[:, :, rows], lse[:, :, rows],
-                delta[:, :, rows], with_bias, blocks, interpret,
+                delta[:, :, rows], with_bias, kept, blocks, interpret,
             )
         )  # fmt: skip
     d_q = jnp.concatenate([part[0] for part in parts], axis=2)
@@ -90,9 +93,9 @@ def _rows_of(spec: Problem, given: Operands, rows: slice) -> Operands:
 
 def _stretch(
     spec: Problem, given: Operands, first: int, d_out: Array, lse: Array, delta: Array,
-    with_bias: bool, blocks: Blocks, interpret: Any,
+    with_bias: bool, kept: Any, blocks: Blocks, interpret: Any,
 ) -> tuple[Array, Array, Array, Array | None]:  # fmt: skip
-    """Return the cotangents of a stretch of queries, and what they add to those of all keys."""
+    """Return a stretch of queries' cotangents, and what they add to those of all keys."""
     q, v = given.q, given.v
     (batch, heads, n, d), (_, groups, m, e) = q.shape, v.shape
     batch = max(a.shape[0] for a in (*spec.flat(given), d_out))
@@ -125,8 +128,8 @@ def _stretch(
         ),
         out_shape=[
             jax.ShapeDtypeStruct((batch, heads, heights, d), q.dtype),
-            jax.ShapeDtypeStruct((batch, heads, widths, d), jnp.float32),
-            jax.ShapeDtypeStruct((batch, heads, widths, e), jnp.float32),
+            jax.ShapeDtypeStruct((batch, heads, widths, d), kept),
+            jax.ShapeDtypeStruct((batch, heads, widths, e), kept),
             *d_s_shape,
         ],
         compiler_params=pltpu.CompilerParams(
@@ -206,8 +209,8 @@ def _kernel(
 
     @pl.when((kind & LAST) != 0)
     def close_column() -> None:
-        dk_ref[0, 0] = dk_sum[...]
-        dv_ref[0, 0] = dv_sum[...]
+        dk_ref[0, 0] = dk_sum[...].astype(dk_ref.dtype)
+        dv_ref[0, 0] = dv_sum[...].astype(dv_ref.dtype)
 
     @pl.when(step == last)
     def end() -> None:

@@ -93,11 +93,13 @@ def _rows(spec: Problem, given: Operands, i: Array) -> tuple[Array, Array]:
     p = jnp.exp(s - top[..., None]).astype(v.dtype)
     total = jnp.sum(p, axis=-1, dtype=exact)
     total = total if sink is None else total + jnp.exp(sink - top)
-    weights = p.reshape(p.shape[0], groups, heads // groups, *p.shape[2:])
-    out = product("bgrnm,bgme->bgrne", weights, v).reshape(*s.shape[:3], v.shape[3])
     there = total > 0
     safe = jnp.where(there, total, 1)
-    out = jnp.where(there[..., None], out / safe[..., None], 0).astype(v.dtype)
+    share = jnp.where(there, 1 / safe, 0)[..., None]
+    narrow = p.dtype == exact and p.shape[3] <= v.shape[3]  # what is smaller is divided
+    weights = (p * share if narrow else p).reshape(p.shape[0], groups, -1, *p.shape[2:])
+    out = product("bgrnm,bgme->bgrne", weights, v).reshape(*s.shape[:3], v.shape[3])
+    out = (out if narrow else out * share).astype(v.dtype)
     return out, jnp.where(there, top + jnp.log(safe), -jnp.inf)
 
 
