@@ -1,6 +1,6 @@
 """Attention's kernels for GPUs, interpreted, against float64: values, gradients and refusals."""
 
-import dataclasses
+import itertools
 from functools import partial
 
 import chex
@@ -12,7 +12,8 @@ from in_float64 import apart, exactly
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxinf_kernels.attention import attention, masks, on_gpu, xla
 from jaxinf_kernels.attention.api import prepare
-from jaxinf_kernels.attention.gpu_blocks import Blocks, lines
+from jaxinf_kernels.attention.gpu_blackwell_backward import Pass
+from jaxinf_kernels.attention.gpu_blocks import LARGEST, Blocks, lines
 from jaxinf_kernels.attention.schedule import Sizes
 from jaxinf_kernels.operation import How, Rule
 
@@ -67,9 +68,16 @@ CASES = {
     "wide heads": (64, 140, 1, 1, 200, 256, "bfloat16", Blocks(), cells),
 }  # fmt: skip
 
+BLACKWELL = CASES | {
+    "two warpgroups, lines without pairs": (
+        300, 300, 1, 1, 64, 64, "bfloat16", Blocks(), lambda *_: {"mask": masks.lengths(100, 120)}
+    ),
+    "narrow blocks": (100, 100, 2, 1, 192, 180, "bfloat16", Blocks(), known),
+}  # fmt: skip
 
-def setting(name, seed=0, outliers=False):
-    n, m, heads, groups, d, e, dtype, blocks, options = CASES[name]
+
+def setting(name, seed=0, outliers=False, chip="h200"):
+    n, m, heads, groups, d, e, dtype, blocks, options = BLACKWELL[name]
     rng = np.random.default_rng(seed)
     q, k, v = (
         draw(rng, *shape, dtype=dtype) for shape in ((n, heads, d), (m, groups, d), (m, groups, e))
@@ -77,7 +85,7 @@ def setting(name, seed=0, outliers=False):
     if outliers:
         k = k.at[:, :, 3].mul(8)
     empty = dict.fromkeys(("mask", "bias", "alibi", "sinks", "soft_cap"))
-    how = How("gpu", "h200", blocks)
+    how = How("gpu", chip, blocks)
     problem, given = prepare(q, k, v, **(empty | options(rng, n, m, heads)), scale=d**-0.5, how=how)
     cotangents = draw(rng, 1, heads, n, e, dtype=dtype), draw(rng, 1, heads, n)
     return problem, given, cotangents
@@ -98,9 +106,9 @@ def hold(found, out, lse):
     np.testing.assert_allclose(np.where(empty, 0, found[1]), lse, atol=2e-3)
 
 
-def compare(name, seed=0, outliers=False, again=False):
+def compare(name, seed=0, outliers=False, again=False, chip="h200"):
     """Hold outputs and gradients to float64."""
-    problem, given, cotangents = setting(name, seed, outliers)
+    problem, given, cotangents = setting(name, seed, outliers, chip)
     arrays = problem.flat(given)
     assert on_gpu.refusal(problem, arrays) is None
     found = VALUE(*arrays, spec=problem)
@@ -126,21 +134,15 @@ def test_values_and_gradients(name):
     compare(name)
 
 
-@pytest.mark.parametrize("name", ["everything", "causal, many visits", "wide heads"])
-def test_values_on_blackwell(name):
-    problem, given, cotangents = setting(name)
-    problem = dataclasses.replace(problem, how=How("gpu", "b200"))
-    arrays = problem.flat(given)
-    assert on_gpu.refusal(problem, arrays) is None
-    active = differentiated(problem, arrays)
-    assert "for h100 and h200" in on_gpu.refusal(Rule(problem, active, 2), arrays)
-    found = VALUE(*arrays, spec=problem)
-    hold(found, *exactly(problem, arrays, active, cotangents)[:2])
+@pytest.mark.parametrize("name", BLACKWELL)
+def test_values_and_gradients_on_blackwell(name):
+    compare(name, chip="b200")
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_outliers_and_the_same_numbers_again(seed):
-    compare("one warpgroup, rows without keys", seed, outliers=True, again=True)
+@pytest.mark.parametrize(("seed", "chip"), [(1, "h200"), (2, "h200"), (3, "b200")])
+def test_outliers_and_the_same_numbers_again(seed, chip):
+    name = "one warpgroup, rows without keys"
+    compare(name, seed, outliers=True, again=True, chip=chip)
 
 
 def test_equal_values_are_returned_as_they_are():
@@ -159,14 +161,15 @@ def test_weights_are_added_up_in_float32():
     np.testing.assert_allclose(found, plain, rtol=1e-5)
 
 
-def test_batches_and_heads_do_not_meet():
+@pytest.mark.parametrize("chip", ["h200", "b200"])
+def test_batches_and_heads_do_not_meet(chip):
     rng = np.random.default_rng(5)
     lengths = jnp.asarray([[20], [60]])
     q, k, v = (draw(rng, 2, 2, 64, 64, dtype="bfloat16") for _ in range(3))
     empty = dict.fromkeys(("bias", "alibi", "sinks", "soft_cap"))
     mask = masks.lengths(keys=lengths[0, 0])
     one = (jnp.moveaxis(a[0], 0, 1) for a in (q, k, v))
-    problem, given = prepare(*one, mask, **empty, scale=0.1, how=How(blocks=Blocks(64)))
+    problem, given = prepare(*one, mask, **empty, scale=0.1, how=How("gpu", chip, Blocks(64)))
 
     def arrays(q, k, v, lengths):
         return problem.flat(given._replace(q=q, k=k, v=v, leaves=(lengths[:, 0],)))
@@ -184,6 +187,19 @@ def test_batches_and_heads_do_not_meet():
     for ours, theirs in zip(back, gradients, strict=True):
         assert ours.shape == theirs.shape
         assert apart(ours, theirs) < GRADIENT
+
+
+@pytest.mark.parametrize("length", [100, 1000])
+def test_heads_have_room_on_blackwell(length):
+    """Whatever their dimensions, at least in a pass for keys and one for values."""
+    queries, keys = ("q", "d_out"), ("k", "v")
+    passes = [Pass(queries, keys, ("q",)), *(Pass(keys, queries, (x,)) for x in keys)]
+    for widths in itertools.product(range(64, LARGEST + 1, 64), repeat=2):
+        for plan in passes:
+            assert plan.fitting(length, widths, 2) is not None
+    both = Pass(keys, queries, keys)
+    assert both.fitting(length, (128, 128), 2).columns == 64
+    assert both.fitting(length, (256, 256), 2) is None
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -232,14 +248,14 @@ def test_refusals(name):
     assert "mosaic_gpu" not in lowered(partial(attention, chip=chip), like, like, like)
 
 
-@pytest.mark.parametrize("name", ["bias", "alibi"])
-def test_derivatives_that_the_kernel_does_not_have(name):
+@pytest.mark.parametrize(("name", "chip"), [("bias", "h200"), ("alibi", "h200"), ("bias", "b200")])
+def test_derivatives_that_the_kernel_does_not_have(name, chip):
     """The reverse rule is then the plain form's."""
     extra = jnp.zeros((256, 256) if name == "bias" else (2,))
 
     def loss(wrt, x, extra):
         extra = extra if wrt else jax.lax.stop_gradient(extra)
-        out = attention(x, x, x, implementation="gpu", chip="h200", **{name: extra})
+        out = attention(x, x, x, implementation="gpu", chip=chip, **{name: extra})
         return jnp.sum(out.astype(jnp.float32))
 
     for wrt, kernels in ((False, 3), (True, 1)):

@@ -17,26 +17,25 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
 from jaxinf_kernels import hopper
-from jaxinf_kernels.attention.cotangents import delta_of
 from jaxinf_kernels.attention.gpu_blocks import (
-    LOG2E,
-    LOWEST,
     WIDTH,
     Blocks,
     Finish,
     Lines,
-    Scores,
     bring,
     cut,
     flipped,
     lines,
     of,
-    padded,
+    of_outputs,
+    padded_back,
+    steep,
+    weights,
 )
 from jaxinf_kernels.attention.problem import Operands, Problem
 from jaxinf_kernels.attention.schedule import Sizes
 from jaxinf_kernels.hopper import ACROSS, DOWN, MATRIX, columns_of, rows_of
-from jaxinf_kernels.tiles import filled_up, up
+from jaxinf_kernels.tiles import up
 
 ROWS = hopper.WARPGROUP_ROWS
 SUMS = 256
@@ -57,42 +56,29 @@ def pull(
       blocks: sizes.
       interpret: as ``plgpu.kernel`` takes it.
     """
-    lse, d_out = outputs[1], cotangents[0]
-    delta = delta_of(outputs, cotangents)
-    lse = jnp.where(jnp.isfinite(lse), lse * LOG2E, -LOWEST)  # nothing seen: no weight
+    rest = of_outputs(outputs, cotangents)
     widths = [up(a.shape[3], WIDTH) for a in (given.q, given.v)]
     blocks = blocks.fitting(widths, given.q.dtype.itemsize)
-    d_q = _queries(spec, given, d_out, lse, delta, blocks, interpret)
+    d_q = _queries(spec, given, rest, blocks, interpret)
     wants = [("v", "k")] if sum(widths) <= SUMS else [("k",), ("v",)]
     found: dict[str, Array] = {}
     for want in wants:
-        found |= _keys(spec, given, d_out, lse, delta, want, blocks, interpret)
-    return d_q, found["k"], found["v"], delta
-
-
-def _filled(
-    spec: Problem, given: Operands, more: tuple[Array, Array, Array], sizes: Sizes
-) -> tuple[list[Any], list[str]]:
-    """Return arrays of whole blocks, and their names."""
-    arrays, names = padded(spec, given, sizes.rows, sizes.columns)
-    d_out, lse, delta = more
-    lse = filled_up(lse, {2: sizes.rows}, -LOWEST)
-    d_out, delta = filled_up(d_out, {2: sizes.rows, 3: WIDTH}), filled_up(delta, {2: sizes.rows})
-    return [*arrays, d_out, lse, delta], [*names, "d_out", "lse", "delta"]
+        found |= _keys(spec, given, rest, want, blocks, interpret)
+    return d_q, found["k"], found["v"], rest[2]
 
 
 def _queries(
-    spec: Problem, given: Operands, d_out: Array, lse: Array, delta: Array, blocks: Blocks,
+    spec: Problem, given: Operands, rest: tuple[Array, Array, Array], blocks: Blocks,
     interpret: Any,
 ) -> Array:  # fmt: skip
     """Return the cotangent of the queries."""
     (_, heads, n, width), (_, groups, m, _) = given.q.shape, given.k.shape
     sizes = cut(n, m, blocks.rows, blocks.back_columns)
-    filled, names = _filled(spec, given, (d_out, lse, delta), sizes)
+    filled, names = padded_back(spec, given, rest, sizes)
     table = lines(spec, given, sizes, by_rows=True)
     workers, stages = sizes.rows // ROWS, blocks.back_stages
     (_, _, height, d), e, dtype = filled[0].shape, up(given.v.shape[3], WIDTH), given.q.dtype
-    batch, block = d_out.shape[0], partial(_block, dtype, sizes.columns)
+    batch, block = rest[0].shape[0], partial(_block, dtype, sizes.columns)
     d_q = plgpu.kernel(
         partial(_for_queries, spec, sizes, names, heads // groups, bool(interpret)),
         out_type=jax.ShapeDtypeStruct((batch, heads, height, d), dtype),
@@ -120,17 +106,6 @@ def _queries(
 def _block(dtype: Any, streamed: int, shape: tuple[int, ...]) -> Any:
     """Return a block of operands where sums go over so many rows of those that are streamed."""
     return hopper.block(shape, dtype, min(128, streamed * dtype.itemsize))
-
-
-def _weights(scores: Scores, lse: Any) -> Any:
-    """Return the softmax of logits, from the logarithms of its sums."""
-    return jnp.exp2(scores.s * scores.factor - lse)
-
-
-def _steep(scores: Scores, p: Any, d_p: Any, delta: Any) -> Any:
-    """Return the cotangent of products before their scale."""
-    d_s = p * (d_p - delta)
-    return d_s if scores.bend is None else d_s * scores.bend
 
 
 def _for_queries(
@@ -167,11 +142,11 @@ def _for_queries(
             keys, values = k.at[slot], v.at[slot]
             s = hopper.product(q.at[me], keys.transpose((1, 0)), interpret=interpret)
             scores = finish(s, (first, visits[own, step] * sizes.columns), masked)
-            p = _weights(scores, rows_of(lse, s.shape))
+            p = weights(scores, rows_of(lse, s.shape))
             plgpu.barrier_wait(v_full.at[slot])
             d_p = hopper.product(o.at[me], values.transpose((1, 0)), interpret=interpret)
             plgpu.barrier_arrive(v_free.at[slot])
-            d_s = _steep(scores, p, d_p, rows_of(delta, s.shape)).astype(k.dtype)
+            d_s = steep(scores, p, d_p, rows_of(delta, s.shape)).astype(k.dtype)
             (total,) = hopper.added((total, d_s, keys), interpret=interpret)
             plgpu.barrier_arrive(k_free.at[slot])
             return total
@@ -192,19 +167,19 @@ def _for_queries(
 
 
 def _keys(
-    spec: Problem, given: Operands, d_out: Array, lse: Array, delta: Array, want: tuple[str, ...],
+    spec: Problem, given: Operands, rest: tuple[Array, Array, Array], want: tuple[str, ...],
     blocks: Blocks, interpret: Any,
 ) -> dict[str, Array]:  # fmt: skip
     """Return the cotangents of keys, of values or of both."""
     (_, heads, n, _), (_, groups, m, _) = given.q.shape, given.k.shape
     sizes = cut(m, n, blocks.rows, blocks.back_columns)
     sizes = Sizes(n, m, sizes.columns, sizes.rows)
-    arrays, names = _filled(spec, given, (d_out, lse, delta), sizes)
+    arrays, names = padded_back(spec, given, rest, sizes)
     filled = flipped(arrays, names, spec)
     table: Lines = lines(spec, given, sizes, by_rows=False)
     workers, stages = sizes.columns // ROWS, blocks.back_stages
     (_, _, width, d), e, dtype = filled[1].shape, filled[2].shape[3], given.k.dtype
-    batch, wide, block = d_out.shape[0], {"k": d, "v": e}, partial(_block, dtype, sizes.rows)
+    batch, wide, block = rest[0].shape[0], {"k": d, "v": e}, partial(_block, dtype, sizes.rows)
     out = plgpu.kernel(
         partial(_for_keys, spec, sizes, names, want, heads // groups, bool(interpret)),
         out_type=[jax.ShapeDtypeStruct((batch, groups, width, wide[x]), dtype) for x in want],
@@ -272,13 +247,13 @@ def _for_keys(
             s, *rest = hopper.products(*pairs, interpret=interpret)
             scores = finish(s, (visits[own, step] * sizes.rows, first), masked)
             top = plgpu.load(lse.at[slot], layout=ACROSS)
-            p = _weights(scores, columns_of(top, s.shape))
+            p = weights(scores, columns_of(top, s.shape))
             terms = {}
             if "v" in want:
                 terms["v"] = before["v"], p.astype(o.dtype), d_out
             if "k" in want:
                 low = columns_of(plgpu.load(delta.at[slot], layout=ACROSS), s.shape)
-                d_s = _steep(scores, p, rest[0], low).astype(q.dtype)
+                d_s = steep(scores, p, rest[0], low).astype(q.dtype)
                 terms["k"] = before["k"], d_s, queries
             plgpu.commit_smem()  # what was loaded may be overwritten by TMA
             totals = hopper.added(*(terms[x] for x in want), interpret=interpret)
@@ -306,26 +281,9 @@ def _for_keys(
         plgpu.wait_smem_to_gmem(0)
 
     @pl.when(me == workers)
-    def bring() -> None:
-        plgpu.set_max_registers(hopper.BRINGING, action="decrease")
-
-        def visit(member: Any, step: Any) -> None:
-            count = member * (end - begin) + step - begin
-            slot, head = hopper.slot(count, stages), group * shared + member
-            part = pl.ds(visits[own, step] * sizes.rows, sizes.rows)
-            again = count >= stages
-            pairs = (
-                ("q", q, "lse", lse, q_full, q_free),
-                ("d_out", o, "delta", delta, o_full, o_free),
-            )
-            for name, to, line_name, line_to, full, free in pairs:
-                pl.when(again)(partial(plgpu.barrier_wait, free.at[slot]))
-                source = inputs[name].at[of(inputs[name], batch), head, part]
-                plgpu.copy_gmem_to_smem(source, to.at[slot], full.at[slot])
-                source = inputs[line_name].at[batch, head, part]
-                plgpu.copy_gmem_to_smem(source, line_to.at[slot], full.at[slot])
-
-        def one(member: Any, _: None) -> None:
-            lax.fori_loop(begin, end, lambda step, _: visit(member, step), None)
-
-        lax.fori_loop(0, shared, one, None)
+    def streamed() -> None:
+        rings = (
+            ("q", q, q_full, q_free, ("lse", lse)),
+            ("d_out", o, o_full, o_free, ("delta", delta)),
+        )
+        bring(inputs, rings, (batch, group * shared), visits.at[own], begin, end, shared)

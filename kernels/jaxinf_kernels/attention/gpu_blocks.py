@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxinf_kernels import hopper
+from jaxinf_kernels.attention.cotangents import delta_of
 from jaxinf_kernels.attention.masks import COLUMN, EMPTY, FULL, MIXED, ROW, SCALAR
 from jaxinf_kernels.attention.problem import Operands, Problem
 from jaxinf_kernels.attention.schedule import Schedule, Sizes, at_run_time, edged, schedule
@@ -121,6 +122,24 @@ def padded(spec: Problem, given: Operands, rows: int, columns: int) -> tuple[lis
     return [*arrays, *leaves], [*names, *[f"mask {x}" for x in range(len(leaves))]]
 
 
+def padded_back(
+    spec: Problem, given: Operands, rest: tuple[Any, Any, Any], sizes: Sizes
+) -> tuple[list[Any], list[str]]:
+    """Return as :func:`padded`, with what :func:`of_outputs` returns."""
+    arrays, names = padded(spec, given, sizes.rows, sizes.columns)
+    d_out, lse, delta = rest
+    lse = filled_up(lse, {2: sizes.rows}, -LOWEST)
+    d_out, delta = filled_up(d_out, {2: sizes.rows, 3: WIDTH}), filled_up(delta, {2: sizes.rows})
+    return [*arrays, d_out, lse, delta], [*names, "d_out", "lse", "delta"]
+
+
+def of_outputs(outputs: tuple[Any, Any], cotangents: tuple[Any, Any]) -> tuple[Any, Any, Any]:
+    """Return what the gradients' passes read of outputs: d_out, lse in units of log 2, delta."""
+    lse = outputs[1]
+    lse = jnp.where(jnp.isfinite(lse), lse * LOG2E, -LOWEST)  # nothing seen: no weight
+    return cotangents[0], lse, delta_of(outputs, cotangents)
+
+
 def flipped(arrays: list[Any], names: list[str], spec: Problem) -> list[Any]:
     """Return arrays with the cells' columns down."""
     cells = {
@@ -152,6 +171,17 @@ def unit(spec: Problem) -> float:
     """Return the factor of products that are masked as they are; 0 where they must be finished."""
     special = spec.soft_cap is not None or any(spec.given[:2])
     return 0.0 if special or spec.scale <= 0 else spec.scale * LOG2E
+
+
+def weights(scores: Scores, lse: Any) -> Any:
+    """Return the softmax of logits, from the logarithms of its sums."""
+    return jnp.exp2(scores.s * scores.factor - lse)
+
+
+def steep(scores: Scores, p: Any, d_p: Any, delta: Any) -> Any:
+    """Return the cotangent of products before their scale."""
+    d_s = p * (d_p - delta)
+    return d_s if scores.bend is None else d_s * scores.bend
 
 
 class Finish:
@@ -229,32 +259,41 @@ def refusal_of_sizes(q: Any, k: Any, v: Any) -> str | None:
 
 
 def bring(
-    inputs: dict[str, Any], rings: Any, at: tuple[Any, Any], places: Any, begin: Any, end: Any
-) -> None:
+    inputs: dict[str, Any], rings: Any, at: tuple[Any, Any], places: Any, begin: Any, end: Any,
+    members: int = 1,
+) -> None:  # fmt: skip
     """Bring the blocks of a line's visits to shared memory, each as soon as its place is free.
 
     Args:
-      inputs: arrays in device memory, [B or 1, groups, length, width], by name.
-      rings: for each array its name, its places [stages, block, width], and the barriers, one a
-        place, at which it is full and free.
+      inputs: arrays in device memory, [B or 1, groups, length] and more, by name.
+      rings: for each array its name, its places [stages, block] and more, and the barriers, one a
+        place, at which it is full and free; then the names and places of arrays that share these.
       at: numbers of the example and of the group.
       places: [T]: the number of the block that a visit is of.
       begin: the first visit.
       end: the visit after the last.
+      members: how many groups, from that one on, a line visits one after the other.
     """
     plgpu.set_max_registers(hopper.BRINGING, action="decrease")
     stages, size = rings[0][1].shape[:2]
 
-    def visit(step: Any, _: None) -> None:
-        slot = hopper.slot(step - begin, stages)
+    def visit(member: Any, step: Any, _: None) -> None:
+        count = member * (end - begin) + step - begin
+        slot = hopper.slot(count, stages)
         part = pl.ds(places[step] * size, size)
-        again = step - begin >= stages
-        for name, to, full, free in rings:
-            pl.when(again)(partial(plgpu.barrier_wait, free.at[slot]))
-            source = inputs[name].at[of(inputs[name], at[0]), at[1], part]
-            plgpu.copy_gmem_to_smem(source, to.at[slot], full.at[slot])
+        for name, to, full, free, *more in rings:
+            pl.when(count >= stages)(partial(plgpu.barrier_wait, free.at[slot]))
+            for array, block in ((name, to), *more):
+                source = inputs[array].at[of(inputs[array], at[0]), at[1] + member, part]
+                plgpu.copy_gmem_to_smem(source, block.at[slot], full.at[slot])
 
-    jax.lax.fori_loop(begin, end, visit, None)
+    def one(member: Any, _: None) -> None:
+        jax.lax.fori_loop(begin, end, partial(visit, member), None)
+
+    if members == 1:
+        one(0, None)
+    else:
+        jax.lax.fori_loop(0, members, one, None)
 
 
 def tanh(x: Any) -> Any:

@@ -1,11 +1,17 @@
 """Attention as programs for GPUs hold it: which blocks, and what is left to plain JAX."""
 
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxinf_kernels.attention import gpu, gpu_backward, gpu_blackwell
+from jaxinf_kernels.attention import (
+    gpu,
+    gpu_backward,
+    gpu_blackwell,
+    gpu_blackwell_backward,
+)
 from jaxinf_kernels.attention.cotangents import (
     idle,
     of_sinks,
@@ -23,11 +29,8 @@ def refusal(spec: Any, arrays: Any) -> str | None:
     problem, q = problem_of(spec), arrays[0]
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"the kernel takes bfloat16 and float16, not {q.dtype}: cast with astype"
-    if isinstance(spec, Rule):
-        if problem.how.gpu.blackwell:
-            return "the gradients' kernels are for h100 and h200"
-        if problem.operands(spec.active).bias:
-            return "the kernel has no derivative of the bias: stop_gradient it where it is constant"
+    if isinstance(spec, Rule) and problem.operands(spec.active).bias:
+        return "the kernel has no derivative of the bias: stop_gradient it where it is constant"
     return refusal_of_sizes(*arrays[:3]) or refusal_of_slopes(spec)
 
 
@@ -44,9 +47,11 @@ def pull(*args: Array, spec: Rule, interpret: Any = False) -> tuple[Array, ...]:
     arrays, outputs, cotangents = spec.split(args)
     given = problem.operands(arrays)
     active = problem.operands(spec.active)
-    *found, delta = gpu_backward.pull(
-        problem, given, outputs, cotangents, _blocks(problem), interpret
-    )
+    if problem.how.gpu.blackwell:
+        pulled = partial(gpu_blackwell_backward.pull, interpret=interpret)
+    else:
+        pulled = partial(gpu_backward.pull, blocks=_blocks(problem), interpret=interpret)
+    *found, delta = pulled(problem, given, outputs, cotangents)
     back = [
         summed(value, like)
         for on, like, value in zip(active[:3], given[:3], found, strict=True)
