@@ -59,7 +59,7 @@ def tiled(width: int, dtype: Any, most: int = 128) -> tuple[Any, Any]:
     Returns:
       The transforms.
     """
-    bits = jnp.dtype(dtype).itemsize * 8
+    bits = jax.dtypes.itemsize_bits(dtype)
     widths = (b for b in (128, 64, 32) if b <= most and width * bits % (b * 8) == 0)
     swizzle = next(widths, None)
     if swizzle is None:

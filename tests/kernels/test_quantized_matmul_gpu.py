@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxinf_kernels import blackwell
 from jaxinf_kernels.chips import CHIPS
 from jaxinf_kernels.formats import E4M3, E5M2, INT4, INT8, MXFP4, MXFP8, NVFP4, Quantised, quantise
 from jaxinf_kernels.operation import OPERATIONS, How, choose
-from jaxinf_kernels.quantized_matmul import gpu, gpu_blackwell, gpu_blocks, reference, sparsify
+from jaxinf_kernels.quantized_matmul import gpu, gpu_blocks, reference, sparsify
 from jaxinf_kernels.quantized_matmul.backward import PLAIN
 from jaxinf_kernels.quantized_matmul.factors import factor
 from jaxinf_kernels.quantized_matmul.gpu_blocks import Blocks
@@ -119,7 +120,7 @@ def test_sums_in_tensor_memory_are_the_same(x64, few, name):
 
 def test_scales_lie_as_tensor_cores_read_them():
     scales = jnp.arange(200 * 12).reshape(1, 200, 12)
-    lines = gpu_blackwell.scales_ready(scales, 32, 256)
+    lines = blackwell.scales_ready(scales, 32, 256)
     assert lines.shape == (1, 2, 4, 32, 16)  # 12 scales are filled up to two steps of 8
     for row, column in ((0, 0), (31, 3), (37, 5), (127, 11), (130, 4), (199, 9)):
         line = lines[0, row // 128, column // 4, row % 32]

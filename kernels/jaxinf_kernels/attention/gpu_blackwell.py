@@ -29,15 +29,12 @@ from jaxinf_kernels.attention.gpu_blocks import (
 )
 from jaxinf_kernels.attention.problem import Problem
 from jaxinf_kernels.attention.schedule import Sizes
+from jaxinf_kernels.blackwell import DOWN, MATRIX, ROWS
 from jaxinf_kernels.hopper import rows_of
 from jaxinf_kernels.tiles import up
 
-ROWS = 128
-"""Rows of a warpgroup: lanes of tensor memory."""
 COLUMNS = 64
 """Keys of a block; sums are taken into registers in parts of as many columns."""
-MATRIX = plgpu.Layout.TCGEN05
-DOWN = MATRIX.reduce(1)
 
 
 def attend(*arrays: Array, spec: Problem, interpret: Any = False) -> tuple[Array, Array]:

@@ -9,14 +9,14 @@ from jaxinf_kernels.attention import attention
 from jaxinf_kernels.attention.api import check, head_by_head
 from jaxinf_kernels.attention.api import prepare as as_problem
 from jaxinf_kernels.attention.masks import Mask, cells
-from jaxinf_kernels.lowbit_attention import backward, gpu, tpu, xla
+from jaxinf_kernels.lowbit_attention import backward, on_gpu, tpu, xla
 from jaxinf_kernels.lowbit_attention.precision import Precision, policy
 from jaxinf_kernels.lowbit_attention.problem import LowBit
 from jaxinf_kernels.operation import Kernel, Kernels, asked, operation
 
 _lowbit_attention = operation(
     "lowbit_attention",
-    Kernels(xla.attend, tpu=Kernel(tpu.attend), cuda=Kernel(gpu.attend, gpu.refusal)),
+    Kernels(xla.attend, tpu=Kernel(tpu.attend), cuda=Kernel(on_gpu.attend, on_gpu.refusal)),
     Kernels(backward.pull),
 )
 

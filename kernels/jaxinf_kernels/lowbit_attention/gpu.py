@@ -20,25 +20,21 @@ from jaxtyping import Array
 from jaxinf_kernels import hopper
 from jaxinf_kernels.attention.gpu_blocks import (
     LOG2E,
-    LOWEST,
     RESERVED,
     WIDTH,
     Finish,
     cut,
     lines,
     of,
-    padded,
-    refusal_of_sizes,
 )
-from jaxinf_kernels.attention.problem import Operands
 from jaxinf_kernels.attention.schedule import Sizes
-from jaxinf_kernels.formats import E4M3, INT8
 from jaxinf_kernels.hopper import ACROSS, DOWN, MATRIX, columns_of, rows_of
 from jaxinf_kernels.lowbit_attention import xla
+from jaxinf_kernels.lowbit_attention.gpu_blocks import begun, bring, ceil, inputs_of, of_block
 from jaxinf_kernels.lowbit_attention.precision import Precision
-from jaxinf_kernels.lowbit_attention.prepare import Prepared, prepare
+from jaxinf_kernels.lowbit_attention.prepare import prepare
 from jaxinf_kernels.lowbit_attention.problem import LowBit
-from jaxinf_kernels.tiles import filled_up, up
+from jaxinf_kernels.tiles import up
 
 ROWS = hopper.WARPGROUP_ROWS
 PART = 128
@@ -48,30 +44,6 @@ WHOLE, COLUMNS, STAGES = 128, 128, 4
 their way or in use at most."""
 
 
-def refusal(spec: LowBit, arrays: Any) -> str | None:
-    """Return why the kernel does not take a problem; None where it does."""
-    precision, chip, v = spec.precision, spec.how.gpu, arrays[2]
-    if chip.generation != "hopper":
-        return f"the kernel is for h100 and h200, not {chip.name}: leave implementation= out"
-    if precision.qk not in (INT8, E4M3):
-        near = "FP8" if precision.qk.bits == 8 else "SAGE8_FP8"
-        return (
-            f"Hopper multiplies queries and keys in INT8 and E4M3, not in {precision.qk}: take "
-            f"precision={near}"
-        )
-    if precision.pv not in (None, E4M3):
-        near = "SAGE8_FP8" if precision.qk == INT8 else "FP8"
-        return (
-            f"the kernel has weights in bfloat16 and E4M3, not in {precision.pv}: take "
-            f"precision={near}"
-        )
-    if precision.smooth_q:
-        return "the kernel does not smooth queries: take a precision with smooth_q=False"
-    if v.dtype not in (jnp.bfloat16, jnp.float16):
-        return f"the kernel returns bfloat16 and float16, not {v.dtype}: cast with astype"
-    return refusal_of_sizes(*arrays[:3])
-
-
 def attend(*arrays: Array, spec: LowBit, interpret: Any = False) -> tuple[Array, Array]:
     """Return outputs [B, H, N, E] and the logarithms of the softmax's sums [B, H, N]."""
     problem, precision = spec.asked, spec.precision
@@ -79,15 +51,10 @@ def attend(*arrays: Array, spec: LowBit, interpret: Any = False) -> tuple[Array,
     (_, heads, n, d), (_, groups, m, e) = given.q.shape, given.v.shape
     batch, dtype = max(a.shape[0] for a in arrays), given.v.dtype
     ready = prepare(precision, *given[:3])
-    elements = given._replace(q=ready.q.elements, k=ready.k.elements, v=ready.v.elements)
     d, e = up(d, WIDTH), up(e, WIDTH)
     sizes = cut(n, m, WHOLE, COLUMNS if max(d, e) <= 128 else COLUMNS // 2)
-    filled, names = padded(problem, elements, sizes.rows, sizes.columns)
-    if precision.pv is not None:
-        filled[2] = filled[2].swapaxes(2, 3)
-    factors = _factors(spec, given, ready, sizes)
-    names, filled = [*names, *factors], [*filled, *factors.values()]
-    table = lines(problem, elements, sizes, by_rows=True)
+    filled, names = inputs_of(spec, given, ready, sizes)
+    table = lines(problem, given, sizes, by_rows=True)
     workers, height = sizes.rows // ROWS, filled[0].shape[2]
     kinds = filled[0].dtype, filled[2].dtype
     stages = _stages(precision, sizes, d, e)
@@ -135,25 +102,6 @@ def _stages(precision: Precision, sizes: Sizes, d: int, e: int) -> int:
     return max(1, min(STAGES, room // (sizes.columns * (d + wide * e + 4))))
 
 
-def _factors(spec: LowBit, given: Operands, ready: Prepared, sizes: Sizes) -> dict[str, Array]:
-    """Return what goes with the elements, by name."""
-    made = {
-        "q scale": filled_up(ready.q.scale, {2: sizes.rows}),
-        "k scale": filled_up(ready.k.scale, {2: sizes.columns}),
-    }
-    if spec.precision.pv is not None:
-        made["v scale"] = filled_up(ready.v.scale, {2: WIDTH})
-    if ready.shift is not None and (spec.asked.soft_cap is not None or given.sinks is not None):
-        made["shift"] = filled_up(ready.shift, {2: sizes.rows})
-    return made
-
-
-def ceil(x: Any) -> Any:
-    """Return the next whole number: Mosaic has the nearest."""
-    near = jnp.round(x)
-    return jnp.where(near < x, near + 1, near)
-
-
 def _kernel(
     spec: LowBit, sizes: Sizes, names: list[str], shared: int, interpret: bool, *refs: Any,
     q: Any, k: Any, v: Any, scales: Any, weights: Any, result: Any, sums: Any, here: Any,
@@ -182,24 +130,12 @@ def _kernel(
         first = line * sizes.rows + me * ROWS
         mine, part = q.at[me], pl.ds(first, ROWS)
 
-        def of_rows(name: str) -> Any:
-            """Return a number for each row."""
-            ref = inputs[name]
-            ref = ref.at[of(ref, batch), head, part]
-            return plgpu.load(ref, layout=DOWN, optimized=False)
-
+        of_rows = partial(of_block, inputs, (batch, head), part, layout=DOWN)
         rows = inputs["q"].at[of(inputs["q"], batch), head, part]
         plgpu.copy_gmem_to_smem(rows, mine, here.at[me])
         factor = of_rows("q scale")
         shift = of_rows("shift") if "shift" in inputs else None
-        top, total = (hopper.filled((ROWS,), x, DOWN) for x in (LOWEST, 0.0))
-        if "sinks" in inputs:
-            sink = inputs["sinks"][of(inputs["sinks"], batch), head] * LOG2E
-            sink = plgpu.layout_cast(jnp.broadcast_to(sink, (ROWS,)), DOWN)
-            if shift is not None and problem.soft_cap is None:
-                sink = sink - shift * (problem.scale * LOG2E)
-            top = whole(sink)
-            total = jnp.exp2(sink - (top - peak))
+        top, total = begun(spec, inputs, (batch, head), shift, ROWS, DOWN)
         width = result.shape[2]
         step_of = width if weights is None else PART if width <= PART else PART // 2
         parts = [pl.ds(x, min(step_of, width - x)) for x in range(0, width, step_of)]
@@ -218,6 +154,7 @@ def _kernel(
             s = hopper.product(mine, keys, interpret=interpret, dtype=exact, during=change)
             s = s.astype(jnp.float32)
             columns = plgpu.load(scales.at[slot], layout=ACROSS)
+            plgpu.commit_smem()  # they are read before they are overwritten
             plgpu.barrier_arrive(k_free.at[slot])
             s = s * rows_of(factor, s.shape) * columns_of(columns, s.shape)
             if shift is not None and problem.soft_cap is not None:
@@ -267,9 +204,7 @@ def _kernel(
         for mean, x in zip(means, parts, strict=True):
             mean = mean * rows_of(share, mean.shape)
             if "v scale" in inputs:
-                ref = inputs["v scale"]
-                ref = ref.at[of(ref, batch), group, x]
-                line_of = plgpu.load(ref, layout=ACROSS, optimized=False)
+                line_of = of_block(inputs, (batch, group), x, "v scale", layout=ACROSS)
                 mean = mean * columns_of(line_of, mean.shape)
             result[me, :, x] = mean.astype(out_ref.dtype)
         sums[me] = jnp.where(there, (top + jnp.log2(safe) - peak) / LOG2E, -jnp.inf)
@@ -279,21 +214,6 @@ def _kernel(
         plgpu.wait_smem_to_gmem(0)
 
     @pl.when(me == workers)
-    def bring() -> None:
-        plgpu.set_max_registers(hopper.BRINGING, action="decrease")
-
-        def visit(step: Any, _: None) -> None:
-            slot = hopper.slot(step - begin, stages)
-            part = pl.ds(place_of(step), sizes.columns)
-            again = step - begin >= stages
-            keys, values, factors = (
-                inputs[name].at[of(inputs[name], batch), group] for name in ("k", "v", "k scale")
-            )
-            pl.when(again)(partial(plgpu.barrier_wait, k_free.at[slot]))
-            plgpu.copy_gmem_to_smem(keys.at[part], k.at[slot], k_full.at[slot])
-            plgpu.copy_gmem_to_smem(factors.at[part], scales.at[slot], k_full.at[slot])
-            pl.when(again)(partial(plgpu.barrier_wait, v_free.at[slot]))
-            values = values.at[part] if weights is None else values.at[:, part]
-            plgpu.copy_gmem_to_smem(values, v.at[slot], v_full.at[slot])
-
-        lax.fori_loop(begin, end, visit, None)
+    def streamed() -> None:
+        rings = ("k", k, k_full, k_free), ("v", v, v_full, v_free)
+        bring(inputs, rings, scales, (batch, group), visits.at[own], (begin, end))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxinf_kernels.formats import Format, quantise
+from jaxinf_kernels.formats import Format, Quantised, quantise
 from jaxinf_kernels.lowbit_attention.precision import TOKENS, Precision
 
 
@@ -137,12 +137,17 @@ def _widened(x: Array, form: Format, axis: int, size: tuple[int, int]) -> Held:
 
     The outer scale is one for each head, and given for each token.
     """
-    whole = jax.vmap(jax.vmap(lambda a: quantise(a, form, axis=axis)))(x)
+    whole = in_blocks(x, form, axis)
     scales = jnp.repeat(whole.scales.astype(jnp.float32), whole.block, axis=axis)
     elements = (whole.elements.astype(jnp.float32) * scales).astype(jnp.bfloat16)
     outer = jnp.ones(x.shape[:2]) if whole.outer is None else whole.outer
     scale = jnp.broadcast_to(outer[:, :, None], (*x.shape[:2], size[0]))
     return Held(elements[:, :, : size[0], : size[1]], scale.astype(jnp.float32))
+
+
+def in_blocks(x: Array, form: Format, axis: int) -> Quantised:
+    """Hold each head of [B, H, tokens, features] in a format's blocks, which divide the axis."""
+    return jax.vmap(jax.vmap(lambda a: quantise(a, form, axis=axis)))(x)
 
 
 def numbers(x: Held, values: bool = False) -> Array:

@@ -14,6 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxinf_kernels.blackwell import scales_ready
 from jaxinf_kernels.operation import How, Rule
 from jaxinf_kernels.quantized_matmul import gpu_blackwell, gpu_hopper
 from jaxinf_kernels.quantized_matmul.backward import PLAIN, Products
@@ -184,7 +185,7 @@ def _of_fine(
     assert w.inner is not None
     depth = ROW * 8 // x.form.bits
     rows = x.inner.astype(x.form.scale), jnp.swapaxes(w.inner, 1, 2).astype(x.form.scale)
-    fine = [gpu_blackwell.scales_ready(a, x.size, depth) for a in rows]
+    fine = [scales_ready(a, x.size, depth) for a in rows]
     arrays = {
         "x": x.elements, "w": jnp.swapaxes(w.elements, 1, 2), "x fine": fine[0], "w fine": fine[1],
         **named,

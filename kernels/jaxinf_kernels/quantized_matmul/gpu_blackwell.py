@@ -16,6 +16,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
 from jaxinf_kernels import hopper
+from jaxinf_kernels.blackwell import LINE, MATRIX, ROWS
 from jaxinf_kernels.quantized_matmul.gpu_blocks import SUMMED
 from jaxinf_kernels.quantized_matmul.gpu_hopper import (
     COMPUTING,
@@ -34,27 +35,6 @@ FETCHING, MULTIPLYING, STORING = range(3)
 """Warpgroups."""
 SUMS = 2
 """Tiles of sums: one is written while the other is summed."""
-ROWS = 128
-"""Of a tile."""
-LAYOUT = plgpu.Layout.TCGEN05
-LINE = 16
-"""Bytes of scales of 32 rows by 4 that lie together, in lines of so many."""
-
-
-def scales_ready(a: Array, size: int, depth: int) -> Array:
-    """Return scales of rows [B, N, blocks] as tensor cores read them, [B, N / 128, steps, 32, 16].
-
-    Args:
-      a: scales.
-      size: numbers that share one.
-      depth: of a step, of which the scales are filled up to a multiple.
-    """
-    step = depth // size
-    pad = [(0, 0), (0, -a.shape[1] % ROWS), (0, -a.shape[2] % step)]
-    a = jnp.pad(a, pad, constant_values=1)
-    batch, n, blocks = a.shape
-    split = a.reshape(batch, n // ROWS, 4, 32, blocks // 4, 4)
-    return jnp.transpose(split, (0, 1, 4, 3, 2, 5)).reshape(batch, n // ROWS, blocks // 4, 32, LINE)
 
 
 def call(plan: Plan, arrays: list[Array], shape: tuple[int, int, int], out: Any, cores: int) -> Any:
@@ -199,14 +179,14 @@ def _multiply(plan: Plan, inputs: Any, scratch: Any, tile: Tile) -> None:
 
 def _read(scratch: Any, at: Any, size: int) -> Any:
     """Return columns of sums."""
-    found = plgpu.async_load_tmem(scratch["sums"].at[:, pl.ds(at, size)], layout=LAYOUT)
+    found = plgpu.async_load_tmem(scratch["sums"].at[:, pl.ds(at, size)], layout=MATRIX)
     plgpu.wait_load_tmem()
     return found
 
 
 def _vector(ref: Any, axis: int, shape: tuple[int, int]) -> Any:
     """Read a number for each row or column and spread it."""
-    one = plgpu.load(ref, layout=LAYOUT.reduce(1 - axis), optimized=False)
+    one = plgpu.load(ref, layout=MATRIX.reduce(1 - axis), optimized=False)
     return jax.lax.broadcast_in_dim(one, shape, (axis,))
 
 
@@ -236,7 +216,7 @@ def _scaled_sums(plan: Plan, inputs: Any, scratch: Any, tile: Tile, parts: list[
         plgpu.barrier_arrive(scratch["stored"].at[slot])
         return tuple(added)
 
-    start = tuple(hopper.filled((ROWS, size), 0.0, LAYOUT) for _, size in parts)
+    start = tuple(hopper.filled((ROWS, size), 0.0, MATRIX) for _, size in parts)
     return jax.lax.fori_loop(jnp.int32(0), jnp.int32(plan.steps), step, start)
 
 
