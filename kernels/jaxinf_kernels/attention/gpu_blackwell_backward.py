@@ -22,7 +22,6 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
 from jaxinf_kernels import hopper
-from jaxinf_kernels.attention.gpu_blackwell import DOWN, MATRIX, ROWS
 from jaxinf_kernels.attention.gpu_blocks import (
     RESERVED,
     WIDTH,
@@ -38,6 +37,7 @@ from jaxinf_kernels.attention.gpu_blocks import (
 )
 from jaxinf_kernels.attention.problem import Operands, Problem
 from jaxinf_kernels.attention.schedule import Sizes
+from jaxinf_kernels.blackwell import ACROSS, DOWN, MATRIX, ROWS
 from jaxinf_kernels.hopper import columns_of, rows_of
 from jaxinf_kernels.tiles import up
 
@@ -45,7 +45,6 @@ TENSOR = 512
 """Columns of tensor memory."""
 PART = 32
 """Columns of scores that registers hold at a time, with all that is computed of them."""
-ACROSS = MATRIX.reduce(0)
 
 
 class Pass(NamedTuple):
