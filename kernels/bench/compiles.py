@@ -21,6 +21,7 @@ import tyro
 from counting import keep
 from jaxinf_kernels import decode_attention as paged
 from jaxinf_kernels.attention import attention, masks
+from jaxinf_kernels.chips import CHIPS
 from jaxinf_kernels.formats import E4M3, INT4, INT8, MXFP4, MXFP8, NVFP4, quantise
 from jaxinf_kernels.grouped_matmul import grouped_matmul
 from jaxinf_kernels.lowbit_attention import PRECISIONS, lowbit_attention
@@ -77,7 +78,8 @@ def main(chips: tuple[str, ...] = ("v4", "v5e", "v5p", "v6e", "tpu7x", "h200", "
     for chip in chips:
         modules = ["compiles:cases"]
         if chip in cuda.TARGETS:
-            modules = [f"test_{name}_compiles_gpu:cases" for name in OPERATIONS]
+            kind = CHIPS[chip].generation
+            modules = [f"test_{name}_compiles_gpu:{kind}" for name in OPERATIONS]
         for module in modules:
             rows = compiled(module, chip)
             operation = module.removeprefix("test_").partition("_compiles")[0]

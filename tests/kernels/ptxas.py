@@ -9,14 +9,15 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from jaxinf_kernels.chips import CHIPS
 from jaxinf_kernels.static import cuda
 
 HERE = Path(__file__).parent
 
 
 @cache
-def compiled(chip, module, function="cases"):
-    """Return what ptxas says of each case that a function of a test module returns, by name.
+def compiled(chip, module):
+    """Return what ptxas says of a test module's cases for a chip's generation, by name.
 
     Cases are ``[(name, function, arguments), ...]``. A case that does not compile has ``error``.
     """
@@ -25,7 +26,12 @@ def compiled(chip, module, function="cases"):
     with tempfile.TemporaryDirectory() as where:
         result = Path(where) / "found.json"
         paths = [str(HERE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-        command = [sys.executable, "-m", "jaxinf_kernels.static", f"{module}:{function}"]
+        command = [
+            sys.executable,
+            "-m",
+            "jaxinf_kernels.static",
+            f"{module}:{CHIPS[chip].generation}",
+        ]
         done = subprocess.run(
             [*command, "--chip", chip, "--json", str(result)],
             cwd=HERE,

@@ -80,7 +80,7 @@ def hopper(chip="h200"):
 
 @pytest.mark.parametrize("name", [name for name, *_ in hopper()])
 def test_hopper_takes_it_without_spilling(name):
-    found = compiled("h200", "test_quantized_matmul_compiles_gpu", "hopper")[name]
+    found = compiled("h200", "test_quantized_matmul_compiles_gpu")[name]
     assert "error" not in found
     assert found["own"]
     # a kernel that another case has, too, is compiled for the first of them
@@ -90,7 +90,7 @@ def test_hopper_takes_it_without_spilling(name):
 
 @pytest.mark.parametrize("name", [name for name, *_ in blackwell()])
 def test_blackwell_takes_it(name):
-    found = compiled("b200", "test_quantized_matmul_compiles_gpu", "blackwell")[name]
+    found = compiled("b200", "test_quantized_matmul_compiles_gpu")[name]
     assert "error" not in found
     assert found["own"]
     assert all(kernel["architecture"] == "sm_100a" for kernel in found["kernels"])
