@@ -1,0 +1,82 @@
+"""Variational inference: divergences of two measures, made small.
+
+A :func:`pair` holds what is drawn from and what it is held against: a family and a target, a guide
+and a model, or the paths of a sampler and of its reversal (:func:`path_measures`). An objective is
+a divergence of any such pair; how each random choice is differentiated is :mod:`jaxinf.grad`'s.
+"""
+
+from jaxinf.vi.annealing import Annealing, annealing
+from jaxinf.vi.approximate import approximate
+from jaxinf.vi.controlled import (
+    Controlled,
+    controlled,
+    langevin_annealing,
+    monte_carlo_diffusion,
+)
+from jaxinf.vi.elbo import ELBO, elbo
+from jaxinf.vi.evidence import Evidence, evidence
+from jaxinf.vi.families import GaussianFamily, full_rank, low_rank, mean_field
+from jaxinf.vi.fit import Fit, Steps, fit
+from jaxinf.vi.forward_kl import ForwardKL, forward_kl
+from jaxinf.vi.iwae import IWAE, iwae
+from jaxinf.vi.learn import learn
+from jaxinf.vi.log_derivative import LogDerivative, log_derivative
+from jaxinf.vi.log_variance import LogVariance, log_variance
+from jaxinf.vi.objective import Info, Objective
+from jaxinf.vi.pair import Measures, Pair, Weighed, pair
+from jaxinf.vi.paths import Kernels, Path, PathMeasures, path_measures
+from jaxinf.vi.renyi import Renyi, renyi
+from jaxinf.vi.svi import svi
+from jaxinf.vi.trajectory_balance import (
+    Balanced,
+    TrajectoryBalance,
+    balanced,
+    trajectory_balance,
+)
+
+__all__ = [
+    "ELBO",
+    "IWAE",
+    "Annealing",
+    "Balanced",
+    "Controlled",
+    "Evidence",
+    "Fit",
+    "ForwardKL",
+    "GaussianFamily",
+    "Info",
+    "Kernels",
+    "LogDerivative",
+    "LogVariance",
+    "Measures",
+    "Objective",
+    "Pair",
+    "Path",
+    "PathMeasures",
+    "Renyi",
+    "Steps",
+    "TrajectoryBalance",
+    "Weighed",
+    "annealing",
+    "approximate",
+    "balanced",
+    "controlled",
+    "elbo",
+    "evidence",
+    "fit",
+    "forward_kl",
+    "full_rank",
+    "iwae",
+    "langevin_annealing",
+    "learn",
+    "log_derivative",
+    "log_variance",
+    "low_rank",
+    "mean_field",
+    "monte_carlo_diffusion",
+    "pair",
+    "path_measures",
+    "renyi",
+    "svi",
+    "trajectory_balance",
+]
