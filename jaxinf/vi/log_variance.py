@@ -31,8 +31,8 @@ def log_variance(draws: int = 16) -> LogVariance:
 
     .. math:: \tfrac12 \mathrm{Var}_q\bigl(\log p(x) - \log q(x)\bigr)
 
-    Its gradient in q is in expectation that of the evidence lower bound, with a baseline; nothing is
-    differentiated through draws. Zero, with zero variance, where q is the posterior.
+    Its gradient in q is in expectation that of the evidence lower bound, with a baseline; nothing
+    is differentiated through draws. Zero, with zero variance, where q is the posterior.
 
     Args:
       draws: two or more.
