@@ -12,6 +12,7 @@ from jaxinf.grad.expectation import averaged, expectation, reduced
 from jaxinf.grad.forward_gradient import forward_gradient
 from jaxinf.grad.implicit import Implicit, implicit
 from jaxinf.grad.measure_valued import MeasureValued, measure_valued
+from jaxinf.grad.one_hot import one_hot_categorical
 from jaxinf.grad.reinmax import ReinMax, reinmax
 from jaxinf.grad.reparameterised import Reparameterised, reparameterised
 from jaxinf.grad.score_function import ScoreFunction, score_function
@@ -40,6 +41,7 @@ __all__ = [
     "implicit",
     "initial",
     "measure_valued",
+    "one_hot_categorical",
     "reduced",
     "reinmax",
     "reparameterised",

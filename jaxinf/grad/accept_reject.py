@@ -59,7 +59,7 @@ def _gamma(key: Key, a: Array, boosts: int) -> tuple[Array, Array]:
     score = jnp.sum(log_target + log_slope)
     if boosts:
         u = jax.random.uniform(uniform, (boosts, *a.shape), a.dtype, jnp.finfo(a.dtype).tiny)
-        powers = a + jnp.arange(boosts, dtype=a.dtype).reshape(-1, *[1] * a.ndim)
+        powers = a[None] + jnp.arange(boosts, dtype=a.dtype).reshape(-1, *[1] * a.ndim)
         z = z * jnp.exp(jnp.sum(jnp.log(u) / powers, axis=0))
     return z, score
 

@@ -176,7 +176,7 @@ def annotate(
     program: Callable[..., Any],
     *args: Any,
     params: Mapping[str, PyTree] | None = None,
-    strategies: Mapping[str, Strategy] | None = None,
+    strategies: Mapping[str, Any] | None = None,
     default: Strategy | None = None,
     **kwargs: Any,
 ) -> Annotated:

@@ -27,7 +27,7 @@ def averaged(costs: Float[Array, "draws branches"], draw: Draw) -> Float[Array, 
     weighed = draw.weight * costs
     fixed = jax.lax.stop_gradient(weighed)
     count = costs.shape[0]
-    others = (jnp.sum(fixed, axis=0) - fixed) / max(count - 1, 1)
+    others = (jnp.sum(fixed, axis=0, keepdims=True) - fixed) / max(count - 1, 1)
     scores = draw.score - jax.lax.stop_gradient(draw.score)
     return jnp.sum(weighed + scores * (fixed - others)) / count
 

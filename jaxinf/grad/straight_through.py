@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinf.core import Key
 from jaxinf.grad.strategy import Once, Site, kind, parameters, plain
 
-LAWS = ("BernoulliProbs", "BernoulliLogits", "OneHotCategoricalProbs", "OneHotCategoricalLogits")
+LAWS = ("BernoulliProbs", "BernoulliLogits", "OneHotCategorical")
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class StraightThrough(Once):
         if kind(law) in LAWS:
             return None
         if kind(law).startswith("Categorical"):
-            return f"{kind(law)} draws numbers of classes: take a dist.OneHotCategorical"
+            return f"{kind(law)} draws numbers of classes: take grad.one_hot_categorical(logits)"
         return f"{kind(law)} is no Bernoulli and no one-hot categorical: take score_function()"
 
     def draw(self, key: Key, law: Any, branch: Any) -> Site:
@@ -54,12 +53,7 @@ def straight_through() -> StraightThrough:
 def hard(key: Key, law: Any) -> tuple[Array, Array]:
     """Return a draw as real numbers, and its law's logits."""
     held = parameters(law)
-    if "logits" in held:
-        logits = held["logits"]
-    elif kind(law).startswith("Bernoulli"):
-        logits = jax.scipy.special.logit(held["probs"])
-    else:
-        logits = jnp.log(held["probs"])
+    logits = held["logits"] if "logits" in held else jax.scipy.special.logit(held["probs"])
     return jax.lax.stop_gradient(law.sample(key)).astype(logits.dtype), logits
 
 

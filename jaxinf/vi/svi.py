@@ -7,7 +7,7 @@ from typing import Any
 from jaxtyping import Array, PyTree
 
 from jaxinf.core import Key, check_key
-from jaxinf.grad import Annotated, Strategy, annotate, initial
+from jaxinf.grad import Annotated, annotate, initial
 from jaxinf.vi.elbo import elbo
 from jaxinf.vi.fit import Fit, fit
 from jaxinf.vi.objective import Info
@@ -40,7 +40,7 @@ def svi(
     guide: Callable[..., Any],
     *args: Any,
     objective: Any = None,
-    strategies: Mapping[str, Strategy] | None = None,
+    strategies: Mapping[str, Any] | None = None,
     params: PyTree = None,
     steps: int = 2000,
     **options: Any,
