@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxinf.core import Key, check_key
-from jaxinf.grad.annotate import Annotated, Draw, annotate
+from jaxinf.grad.annotate import Annotated, annotate
 from jaxinf.grad.strategy import Strategy
 
 
-def averaged(costs: Float[Array, "draws branches"], draw: Draw) -> Float[Array, ""]:
+def averaged(costs: Float[Array, "draws branches"], draw: Any) -> Float[Array, ""]:
     r"""Return the mean cost of draws, with the estimator for derivative.
 
     .. math:: \frac1K \sum_{k, b} w_{kb} c_{kb}, \qquad
@@ -33,7 +33,7 @@ def averaged(costs: Float[Array, "draws branches"], draw: Draw) -> Float[Array, 
 
 
 def reduced(
-    reduce: Callable[[Any], Any], log_weights: Float[Array, " draws"], draw: Draw
+    reduce: Callable[[Any], Any], log_weights: Float[Array, " draws"], draw: Any
 ) -> Float[Array, ""]:
     r"""Return a function of several draws' log-weights, with the estimator for derivative.
 

@@ -89,7 +89,7 @@ def _evidence(key: Key, measures: Any, draws: int, exact: PyTree) -> Evidence:
     )
 
 
-def _reverse(measures: Any, keys: Key, exact: PyTree) -> Array:
+def _reverse(measures: Any, keys: Any, exact: PyTree) -> Array:
     """Return the log weights of exact draws."""
     if hasattr(measures, "backward"):
         paths = jax.vmap(measures.backward)(keys, exact)

@@ -139,7 +139,8 @@ def test_a_strategy_that_a_site_cannot_have(model, args, strategy, near):
 def test_bad_input():
     with pytest.raises(TypeError, match="has no strategy"):
         grad.annotate(discrete, 0.3, strategies={"k": "enumerate"})
-    law = grad.annotate(discrete, 0.3, strategies={"j": grad.enumeration()})
+    chosen = {"j": grad.enumeration(), "k": grad.enumeration()}
+    law = grad.annotate(discrete, 0.3, strategies=chosen)
     with pytest.raises(ValueError, match="no sites of the program"):
         law.draw(jax.random.key(0))
     law = grad.annotate(discrete, 0.3, default=grad.enumeration())
