@@ -55,13 +55,27 @@ class Annotated:
         sites = found.get_trace(*self.args, **self.kwargs)
         return {name: site["value"] for name, site in sites.items() if _latent(site)}
 
+    def complete(self, key: Key, values: PyTree) -> tuple[PyTree, Float[Array, ""]]:
+        """Draw the sites that have no value yet.
+
+        Returns:
+          All latent sites' values, and the log density of those that were given, and of what is
+          observed, given the others.
+        """
+        sites = self._given(key, values)
+        drawn = {n: site["value"] for n, site in sites.items() if _latent(site)}
+        rest = {n: site for n, site in sites.items() if n in values or not _latent(site)}
+        return drawn, _log_joint(rest)
+
+    def part(self, values: PyTree, names: tuple[str, ...]) -> Float[Array, ""]:
+        """Return the log density of some sites, and of what is observed, given all others."""
+        sites = self._given(jax.random.key(0), values)
+        return _log_joint({n: site for n, site in sites.items() if n in names or not _latent(site)})
+
     def log_prob(self, values: PyTree) -> Float[Array, ""]:
         """Return the log density of the latent sites' values and of what is observed, in nats."""
-        from numpyro.handlers import seed, substitute, trace
-
         # a site without a value would be drawn: that is told by its name
-        program = substitute(_with(self.program, self.params), data=values)
-        sites = trace(seed(program, jax.random.key(0))).get_trace(*self.args, **self.kwargs)
+        sites = self._given(jax.random.key(0), values)
         missing = sorted(n for n, site in sites.items() if _latent(site) and n not in values)
         if missing:
             raise ValueError(
@@ -75,6 +89,13 @@ class Annotated:
                 "against. Add them to it, or give the law that draws an inversion: vi.marginal."
             )
         return _log_joint(sites)
+
+    def _given(self, key: Key, values: PyTree) -> Mapping[str, Any]:
+        """Run the program with values for some of its sites; return all sites."""
+        from numpyro.handlers import seed, substitute, trace
+
+        program = substitute(_with(self.program, self.params), data=values)
+        return trace(seed(program, key)).get_trace(*self.args, **self.kwargs)
 
     def _run(self, key: Key, choice: Mapping[str, Any], sizes: dict[str, Any]) -> Draw:
         """Run the program once, in the branches that are chosen."""

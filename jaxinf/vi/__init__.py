@@ -13,6 +13,7 @@ from jaxinf.vi.controlled import (
     langevin_annealing,
     monte_carlo_diffusion,
 )
+from jaxinf.vi.denoising_sampler import DenoisingSampler, denoising_sampler
 from jaxinf.vi.elbo import ELBO, elbo
 from jaxinf.vi.evidence import Evidence, evidence
 from jaxinf.vi.families import GaussianFamily, full_rank, low_rank, mean_field
@@ -22,8 +23,10 @@ from jaxinf.vi.iwae import IWAE, iwae
 from jaxinf.vi.learn import learn
 from jaxinf.vi.log_derivative import LogDerivative, log_derivative
 from jaxinf.vi.log_variance import LogVariance, log_variance
+from jaxinf.vi.marginal import Marginal, marginal
 from jaxinf.vi.objective import Info, Objective
 from jaxinf.vi.pair import Measures, Pair, Weighed, pair
+from jaxinf.vi.path_integral import PathIntegralSampler, path_integral_sampler
 from jaxinf.vi.paths import Kernels, Path, PathMeasures, path_measures
 from jaxinf.vi.renyi import Renyi, renyi
 from jaxinf.vi.svi import svi
@@ -33,6 +36,7 @@ from jaxinf.vi.trajectory_balance import (
     balanced,
     trajectory_balance,
 )
+from jaxinf.vi.underdamped import Underdamped, underdamped
 
 __all__ = [
     "ELBO",
@@ -40,6 +44,7 @@ __all__ = [
     "Annealing",
     "Balanced",
     "Controlled",
+    "DenoisingSampler",
     "Evidence",
     "Fit",
     "ForwardKL",
@@ -48,19 +53,23 @@ __all__ = [
     "Kernels",
     "LogDerivative",
     "LogVariance",
+    "Marginal",
     "Measures",
     "Objective",
     "Pair",
     "Path",
+    "PathIntegralSampler",
     "PathMeasures",
     "Renyi",
     "Steps",
     "TrajectoryBalance",
+    "Underdamped",
     "Weighed",
     "annealing",
     "approximate",
     "balanced",
     "controlled",
+    "denoising_sampler",
     "elbo",
     "evidence",
     "fit",
@@ -72,11 +81,14 @@ __all__ = [
     "log_derivative",
     "log_variance",
     "low_rank",
+    "marginal",
     "mean_field",
     "monte_carlo_diffusion",
     "pair",
+    "path_integral_sampler",
     "path_measures",
     "renyi",
     "svi",
     "trajectory_balance",
+    "underdamped",
 ]

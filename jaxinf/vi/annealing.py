@@ -34,7 +34,8 @@ class Annealing:
         return jnp.concatenate([jnp.zeros(1, whole.dtype), whole[:-1], jnp.ones(1, whole.dtype)])[k]
 
     def step(self, k: Any) -> Float[Array, ""]:
-        """Return the length in time of the step after state k."""
+        """Return the length in time of the step after state k; after the last, of the last."""
+        k = jnp.minimum(k, self.steps - 1)
         length = jnp.exp(self.log_step)
         if not self.falling:
             return length
@@ -46,6 +47,14 @@ class Annealing:
         b = self.temperature(k)
         own = jax.grad(self.law.log_prob)(x)
         return b * jax.grad(target.log_prob)(x) + (1 - b) * own
+
+
+def check_sizes(dim: int, steps: int, scale: float) -> None:
+    """Raise for sizes that no path has."""
+    if dim < 1 or steps < 1:
+        raise ValueError(f"dim and steps must be at least 1, got {dim} and {steps}.")
+    if scale <= 0:
+        raise ValueError(f"scale must be positive, got {scale}.")
 
 
 def annealing(
@@ -68,10 +77,9 @@ def annealing(
     Raises:
       ValueError: for a dimension or a number of steps below 1, and lengths that are not positive.
     """
-    if dim < 1 or steps < 1:
-        raise ValueError(f"dim and steps must be at least 1, got {dim} and {steps}.")
-    if scale <= 0 or step <= 0:
-        raise ValueError(f"scale and step must be positive, got {scale} and {step}.")
+    check_sizes(dim, steps, scale)
+    if step <= 0:
+        raise ValueError(f"step must be positive, got {step}.")
     zeros = jnp.zeros(dim)
     return Annealing(
         zeros, jnp.full(dim, jnp.log(scale)), jnp.zeros(steps), jnp.log(step), steps, falling

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxinf.core import Diagonal, Gaussian, Leaf, record, static
+from jaxinf.core import Diagonal, Gaussian, Key, Leaf, record, static
 from jaxinf.vi.annealing import Annealing
 
 
@@ -50,6 +50,15 @@ class Controlled:
     def log_target(self, target: Any, state: Array) -> Float[Array, ""]:
         """Return the target's log density."""
         return target.log_prob(state)
+
+    def lift(self, target: Any, key: Key, x: Array) -> Array:
+        """Return the last state at a position."""
+        del target, key
+        return x
+
+    def position(self, state: Array) -> Array:
+        """Return where a state is."""
+        return state
 
 
 def controlled(path: Annealing, apply: Callable[..., Any], params: Any) -> Controlled:

@@ -32,7 +32,7 @@ class Evidence(NamedTuple):
     invalid: Array
     """How many log weights were NaN or +inf, and counted as 0."""
     values: PyTree
-    """The draws' last states, leading axis [draws]."""
+    """The draws, of paths their last positions; leading axis [draws]."""
     log_weights: Float[Array, " draws"]
 
 
@@ -76,7 +76,8 @@ def _evidence(key: Key, measures: Any, draws: int, exact: PyTree) -> Evidence:
     elbo, elbo_error = jnp.mean(log_w), jnp.std(log_w, ddof=1) / jnp.sqrt(draws)
     values = jax.tree.map(lambda a: a[:, 0], found.values)
     if hasattr(measures, "backward"):
-        values = jax.tree.map(lambda a: a[:, -1], values)
+        ends = jax.tree.map(lambda a: a[:, -1], values)
+        values = jax.vmap(measures.kernels.position)(ends)
     upper: Any = (None,) * 4
     if exact is not None:
         count = jax.tree.leaves(exact)[0].shape[0]

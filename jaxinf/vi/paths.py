@@ -34,6 +34,14 @@ class Kernels(Protocol):
         """Return the unnormalised log density of the last state."""
         ...
 
+    def lift(self, target: Any, key: Key, x: Array) -> PyTree:
+        """Return a last state at a position, with what else a state has drawn for it."""
+        ...
+
+    def position(self, state: PyTree) -> Array:
+        """Return the position of a state."""
+        ...
+
 
 class Path(NamedTuple):
     """A path with its two log densities."""
@@ -79,9 +87,11 @@ class PathMeasures:
         (end, _, log_p, log_q), later = jax.lax.scan(step, held, jnp.arange(1, kernels.steps + 1))
         return Path(prepend(state, later), log_p + kernels.log_target(target, end), log_q)
 
-    def backward(self, key: Key, end: PyTree) -> Path:
-        """Draw a path from its last state, backward, and return its densities."""
+    def backward(self, key: Key, x: Float[Array, " dim"]) -> Path:
+        """Draw a path from its last position, backward, and return its densities."""
         kernels, target = self.kernels, self.target
+        lift, key = jax.random.split(key)
+        end = kernels.lift(target, lift, x)
         behind, _ = kernels.around(target, kernels.steps, end)
 
         def step(held: Any, k: Array) -> tuple[Any, Any]:
@@ -104,9 +114,10 @@ class PathMeasures:
         counts = jnp.arange(kernels.steps + 1)
         laws = jax.vmap(kernels.around, (None, 0, 0))(target, counts, values)
         behind, ahead = laws
-        early, late = jax.tree.map(lambda a: a[:-1], (values, ahead)), rest((values, behind))
-        forward = jax.vmap(lambda law, state: law.log_prob(state))(early[1], late[0])
-        backward = jax.vmap(lambda law, state: law.log_prob(state))(late[1], early[0])
+        early, ahead = jax.tree.map(lambda a: a[:-1], (values, ahead))
+        late, behind = rest((values, behind))
+        forward = jax.vmap(lambda law, state: law.log_prob(state))(ahead, late)
+        backward = jax.vmap(lambda law, state: law.log_prob(state))(behind, early)
         log_q = kernels.start(target).log_prob(first(values)) + jnp.sum(forward)
         end = jax.tree.map(lambda a: a[-1], values)
         return kernels.log_target(target, end) + jnp.sum(backward), log_q

@@ -49,10 +49,17 @@ def kernels(name, key=None, steps=STEPS):
         "langevin annealing": lambda: vi.langevin_annealing(path),
         "monte carlo diffusion": lambda: vi.monte_carlo_diffusion(path, *network(key)),
         "controlled": lambda: vi.controlled(path, *network(key)),
+        "path integral": lambda: vi.path_integral_sampler(DIM, steps, *network(key)),
+        "denoising": lambda: vi.denoising_sampler(DIM, steps, *network(key)),
+        "momentum": lambda: vi.underdamped(path),
+        "controlled momentum": lambda: vi.underdamped(path, *network(key)),
     }[name]()
 
 
-NAMES = ("langevin annealing", "monte carlo diffusion", "controlled")
+NAMES = (
+    "langevin annealing", "monte carlo diffusion", "controlled", "path integral", "denoising",
+    "momentum", "controlled momentum",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)

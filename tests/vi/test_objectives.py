@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-import optax
 import pytest
 
 from jaxinf import core, grad, target, vi
