@@ -226,8 +226,8 @@ def annotate(
             raise TypeError(
                 f"{name!r} has no strategy but {strategy!r}: pass grad.score_function() or another."
             )
-    given = jax.tree.map(jnp.asarray, (dict(params or {}), args, kwargs))
-    return Annotated(*given, program, chosen, default or reparameterised())
+    own, args, kwargs = jax.tree.map(jnp.asarray, (dict(params or {}), args, kwargs))
+    return Annotated(own, args, kwargs, program, chosen, default or reparameterised())
 
 
 def initial(program: Callable[..., Any], key: Key, *args: Any, **kwargs: Any) -> dict[str, PyTree]:

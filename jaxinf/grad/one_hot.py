@@ -29,7 +29,7 @@ def _law() -> Any:
             drawn = jax.random.categorical(key, self.logits, shape=shape)
             return jax.nn.one_hot(drawn, self.event_shape[0], dtype=self.logits.dtype)
 
-        def log_prob(self, value: Any) -> Array:
+        def log_prob(self, value: Any, intermediates: Any = None) -> Any:
             return jnp.sum(value * jax.nn.log_softmax(self.logits), axis=-1)
 
         def enumerate_support(self, expand: bool = True) -> Array:

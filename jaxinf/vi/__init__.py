@@ -19,7 +19,7 @@ from jaxinf.vi.evidence import Evidence, evidence
 from jaxinf.vi.families import GaussianFamily, full_rank, low_rank, mean_field
 from jaxinf.vi.fit import Fit, Steps, fit
 from jaxinf.vi.forward_kl import ForwardKL, forward_kl
-from jaxinf.vi.iwae import IWAE, iwae
+from jaxinf.vi.iwae import IWAE, GradientPath, iwae
 from jaxinf.vi.learn import learn
 from jaxinf.vi.log_derivative import LogDerivative, log_derivative
 from jaxinf.vi.log_variance import LogVariance, log_variance
@@ -49,6 +49,7 @@ __all__ = [
     "Fit",
     "ForwardKL",
     "GaussianFamily",
+    "GradientPath",
     "Info",
     "Kernels",
     "LogDerivative",

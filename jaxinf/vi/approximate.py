@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Array
+import optax
+from jaxtyping import Array, PyTree
 
 from jaxinf.core import Key
 from jaxinf.vi.elbo import elbo
@@ -23,7 +24,15 @@ class _Loss:
 
 
 def approximate(
-    key: Key, target: Any, family: Any, *, objective: Any = None, steps: int = 2000, **options: Any
+    key: Key,
+    target: Any,
+    family: Any,
+    *,
+    objective: Any = None,
+    steps: int = 2000,
+    optimizer: optax.GradientTransformation | None = None,
+    opt_state: PyTree = None,
+    progress: bool = False,
 ) -> Fit:
     r"""Fit a family to a target.
 
@@ -34,7 +43,9 @@ def approximate(
         are learnt.
       objective: ``elbo(draws=16)`` by default.
       steps: how many.
-      options: ``optimizer``, ``opt_state`` and ``progress`` of :func:`fit`.
+      optimizer: optax's; Adam at 1e-2 by default.
+      opt_state: of an earlier fit, to go on.
+      progress: whether a bar counts the steps.
 
     Returns:
       :class:`Fit`; ``params`` is the fitted family.
@@ -48,4 +59,7 @@ def approximate(
     """
     pair(target, family)
     objective = elbo(16) if objective is None else objective
-    return fit(key, _Loss(objective), family, target, steps=steps, **options)
+    return fit(
+        key, _Loss(objective), family, target, steps=steps, optimizer=optimizer,
+        opt_state=opt_state, progress=progress,
+    )  # fmt: skip

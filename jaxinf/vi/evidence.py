@@ -78,16 +78,16 @@ def _evidence(key: Key, measures: Any, draws: int, exact: PyTree) -> Evidence:
     if hasattr(measures, "backward"):
         ends = jax.tree.map(lambda a: a[:, -1], values)
         values = jax.vmap(measures.kernels.position)(ends)
-    upper: Any = (None,) * 4
+    upper: tuple[Any, Any, Any, Any] = (None, None, None, None)
     if exact is not None:
         count = jax.tree.leaves(exact)[0].shape[0]
         log_r = _reverse(measures, jax.random.split(back, count), exact)
         inverse, _, reverse_share = _mean(-log_r)
         spread = jnp.std(log_r, ddof=1) / jnp.sqrt(count)
         upper = jnp.mean(log_r), spread, -inverse, reverse_share
-    return Evidence(
-        elbo, elbo_error, log_z, error, share, *upper, jnp.sum(bad, dtype=jnp.int32), values, log_w
-    )
+    invalid = jnp.sum(bad, dtype=jnp.int32)
+    rest = *upper, invalid, values, log_w
+    return Evidence(elbo, elbo_error, log_z, error, share, *rest)
 
 
 def _reverse(measures: Any, keys: Any, exact: PyTree) -> Array:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Array
+import optax
+from jaxtyping import Array, PyTree
 
 from jaxinf.core import Key
 from jaxinf.vi.elbo import elbo
@@ -23,7 +24,14 @@ class _Loss:
 
 
 def learn(
-    key: Key, measures: PathMeasures, *, objective: Any = None, steps: int = 2000, **options: Any
+    key: Key,
+    measures: PathMeasures,
+    *,
+    objective: Any = None,
+    steps: int = 2000,
+    optimizer: optax.GradientTransformation | None = None,
+    opt_state: PyTree = None,
+    progress: bool = False,
 ) -> Fit:
     """Make the divergence of path measures small; their kernels' numbers are learnt.
 
@@ -32,11 +40,16 @@ def learn(
       measures: :func:`path_measures`.
       objective: ``elbo(draws=64)`` by default.
       steps: of gradient descent.
-      options: ``optimizer``, ``opt_state`` and ``progress`` of :func:`fit`.
+      optimizer: optax's; Adam at 1e-2 by default.
+      opt_state: of an earlier fit, to go on.
+      progress: whether a bar counts the steps.
 
     Returns:
       :class:`Fit`; ``params`` are the kernels.
     """
     path_measures(measures.target, measures.kernels)
     loss = _Loss(elbo(64) if objective is None else objective)
-    return fit(key, loss, measures.kernels, measures.target, steps=steps, **options)
+    return fit(
+        key, loss, measures.kernels, measures.target, steps=steps, optimizer=optimizer,
+        opt_state=opt_state, progress=progress,
+    )  # fmt: skip

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import optax
 from jaxtyping import Array, PyTree
 
 from jaxinf.core import Key, check_key
@@ -43,7 +44,9 @@ def svi(
     strategies: Mapping[str, Any] | None = None,
     params: PyTree = None,
     steps: int = 2000,
-    **options: Any,
+    optimizer: optax.GradientTransformation | None = None,
+    opt_state: PyTree = None,
+    progress: bool = False,
 ) -> Fit:
     r"""Fit a NumPyro guide, and a model's parameters, to a model with its data.
 
@@ -56,7 +59,9 @@ def svi(
       strategies: how the guide's sites are differentiated, by name; all others are reparameterised.
       params: where to start, on unbounded numbers; the programs' own starts by default.
       steps: how many.
-      options: ``optimizer``, ``opt_state`` and ``progress`` of :func:`fit`.
+      optimizer: optax's; Adam at 1e-2 by default.
+      opt_state: of an earlier fit, to go on.
+      progress: whether a bar counts the steps.
 
     Returns:
       :class:`Fit`; ``params`` are the parameters of both programs by name, on unbounded numbers.
@@ -72,4 +77,7 @@ def svi(
     ]
     start = {**laws[0].params, **laws[1].params} if params is None else params
     objective = elbo() if objective is None else objective
-    return fit(key, _Loss(objective), start, *laws, steps=steps, **options)
+    return fit(
+        key, _Loss(objective), start, *laws, steps=steps, optimizer=optimizer, opt_state=opt_state,
+        progress=progress,
+    )  # fmt: skip
