@@ -60,7 +60,7 @@ class _Loss:
             rows = jax.random.choice(key_rows, count, (self.batch,), replace=False)
             data, count = jax.tree.map(lambda a: a[rows], data), self.batch
 
-        def one(keys: Key, x: PyTree) -> tuple[Array, Info]:
+        def one(keys: Array, x: PyTree) -> tuple[Array, Info]:
             held = Example(frozen(params), x, self.log_joint)
             law, skipped = _local(keys[0], held, family, self.objective, self.optimizer, self.fast)
             held = Example(params, x, self.log_joint)
@@ -178,7 +178,7 @@ def fit_local(
 
 @partial(jax.jit, static_argnames=("log_joint", "objective", "optimizer", "fast"))
 def _locals(
-    keys: Key, params: PyTree, data: PyTree, family: Any, log_joint: Any, objective: Any,
+    keys: Array, params: PyTree, data: PyTree, family: Any, log_joint: Any, objective: Any,
     optimizer: Any, fast: int,
 ) -> Local:  # fmt: skip
     """See :func:`fit_local`."""
