@@ -97,8 +97,7 @@ def dual_rate(
        \theta \leftarrow \theta + \eta_{\text{slow}} \nabla_\theta \tfrac1n \sum_i
        L(\lambda_i, \theta; x_i)
 
-    where L is the evidence lower bound. The fast steps are not differentiated through: at their end
-    L's derivative by the posterior is zero.
+    L is the evidence lower bound. The fast steps are not differentiated through.
 
     Args:
       key: a typed key.
@@ -110,17 +109,17 @@ def dual_rate(
       fast: fast ones for each slow one.
       batch: examples of a slow step, drawn without replacement; all by default.
       fast_optimizer: optax's; Adam at 0.1 by default. Build it once.
-      objective: ``elbo(1)`` by default; ``elbo(draws, sticking=True)`` has no noise left where the
+      objective: ``elbo(1)`` by default; ``elbo(draws, sticking=True)`` ends without noise where the
         family holds the posterior.
       options: ``optimizer`` (the slow one), ``opt_state`` and ``progress`` of :func:`fit`.
 
     Returns:
-      :class:`Fit`; ``params`` are the decoder's, and ``info.bound`` has the mean bound of each
-      step's batch. Fast steps that were not finite are counted with ``info.invalid``.
+      :class:`Fit` with the decoder's ``params``; ``info.bound`` is the mean of each step's batch,
+      and ``info.invalid`` counts the fast steps that were not finite too.
 
     Raises:
-      ValueError: for counts below one, a batch larger than the data, data whose leaves have
-        different leading axes, and a joint density that is not one number.
+      ValueError: for counts out of range, data without one leading axis, and a joint density that
+        is not one number.
 
     Reference:
       D. Kong et al., "Scalable language models with posterior inference of latent thought vectors"

@@ -97,10 +97,9 @@ def implicit(
        H \approx \tfrac12 E_z[\log \det(2 \pi e (J_z J_z^T + \sigma^2 I))], \quad
        J_z = \partial g / \partial z
 
-    It is a family for :func:`elbo` and :func:`approximate`, which average draws that carry their
-    part of the entropy; an objective that needs a density raises. The entropy, hence the bound, is
-    exact for a linear sampler and an approximation for others. Its quadratic term stands at its
-    expectation dim / 2.
+    A family for :func:`elbo` and :func:`approximate`, whose draws carry their part of the entropy;
+    objectives that need a density raise. The entropy, with its quadratic term at its expectation
+    dim / 2, is exact for a linear sampler and an approximation for others, and so is the bound.
 
     Args:
       apply: g, ``(params, z) -> x`` for one latent vector (latent,), to (dim,).
@@ -108,14 +107,10 @@ def implicit(
       latent: how many numbers z has.
       dim: how many x has.
       sigma: standard deviation of the noise.
-      iterations: None for the determinant, by a Jacobian of min(latent, dim) derivatives; a number
-        for the bound by the smallest singular value alone,
-
-        .. math:: \log \det(J J^T + \sigma^2 I) \ge k \log(s_{\min}^2 + \sigma^2)
-           + (\mathrm{dim} - k) \log \sigma^2, \qquad k = \min(\mathrm{latent}, \mathrm{dim}),
-
-        found by so many products with J and its transpose. It is a bound at k iterations; fewer
-        find a singular value that is not the smallest yet, and may overstate the entropy.
+      iterations: None for the determinant, by k = min(latent, dim) derivatives; a number for the
+        bound :math:`\log \det \ge k \log(s_{\min}^2 + \sigma^2) + (\mathrm{dim} - k) \log
+        \sigma^2` by the smallest singular value of J, found by so many products with J and its
+        transpose. With fewer than k it may be too great a value, and overstate the entropy.
       learn_sigma: whether sigma is learnt with the rest.
 
     Returns:

@@ -47,23 +47,26 @@ def test_local_posteriors_are_the_closed_form(x64, key):
     mean = np.asarray(data) @ w @ covariance / 0.25
     off = np.abs(found.family.mean - mean).max()
     gap = marginal(params).logpdf(np.asarray(data)) - np.asarray(found.bound)
-    print("local", off, np.abs(gap).max())
     assert off < 1e-3
     spread = jax.vmap(lambda law: law.law.covariance.dense(2))(found.family)
     np.testing.assert_allclose(spread, np.broadcast_to(covariance, (5, 2, 2)), atol=1e-3)
     # log w is constant at the posterior: the bound of any draws is the evidence
     assert np.abs(gap).max() < 1e-4
     assert found.skipped.sum() == 0
-    # and independent numbers do not reach it: their best bound is known
-    best = vi.fit_local(
-        key, linear_gaussian, params, data, vi.mean_field(2), fast=1200, fast_optimizer=FAST,
-        objective=STICKING,
-    )  # fmt: skip
-    np.testing.assert_allclose(best.family.mean, mean, atol=0.02)
-    scales = 1 / np.sqrt(np.diag(np.linalg.inv(covariance)))
-    np.testing.assert_allclose(
-        np.exp(best.family.log_scale), np.broadcast_to(scales, (5, 2)), rtol=0.05
-    )
+    # independent numbers do not reach it, and noise is left: the mean is unbiased, 4 errors
+    runs = jax.vmap(
+        lambda key: vi.fit_local(
+            key, linear_gaussian, params, data[:1], vi.mean_field(2), fast=1200,
+            fast_optimizer=FAST, objective=STICKING,
+        )
+    )(jax.random.split(key, 40))  # fmt: skip
+    means = np.asarray(runs.family.mean[:, 0])
+    assert np.abs((means.mean(0) - mean[0]) / means.std(0) * np.sqrt(40)).max() < 4
+    logs = np.asarray(runs.family.log_scale[:, 0])
+    wanted = -np.log(np.diag(np.linalg.inv(covariance))) / 2
+    # of second order in what one run's is off
+    error = 4 * logs.std(0) / np.sqrt(40) + 2 * logs.var(0)
+    assert np.all(np.abs(logs.mean(0) - wanted) < error)
 
 
 def test_the_slow_step_is_the_gradient_of_the_evidence(x64, key):
@@ -73,7 +76,7 @@ def test_the_slow_step_is_the_gradient_of_the_evidence(x64, key):
     descent = optax.sgd(1.0)
     run = jax.vmap(
         lambda key: vi.dual_rate(
-            key, linear_gaussian, params, data, vi.full_rank(1), steps=1, fast=1000,
+            key, linear_gaussian, params, data, vi.full_rank(1), steps=1, fast=700,
             fast_optimizer=FAST, objective=vi.elbo(64), optimizer=descent,
         )
     )(jax.random.split(key, 30))  # fmt: skip
@@ -107,12 +110,12 @@ def test_the_slow_loop_reaches_probabilistic_pca(key):
     )  # fmt: skip
     found = marginal(run.params).logpdf(pixels).mean()
     first = marginal(start).logpdf(pixels).mean()
-    print("ppca", first, found, best, run.info.bound[-50:].mean())
     assert first < best - 0.5
-    # no decoder is better than the maximum, up to scikit-learn's n - 1
-    assert found < best + 0.01
+    # no decoder is better than the maximum, up to rounding and scikit-learn's n - 1
+    assert found < best + 1e-4
     assert abs(found - best) < 0.01 * abs(best)
-    assert run.info.bound[-50:].mean() < best + 0.2
+    spread = marginal(run.params).logpdf(pixels).std()
+    assert run.info.bound[-50:].mean() < best + 4 * spread / np.sqrt(50 * 100)
     assert run.info.skipped.sum() == 0
     assert run.info.invalid.sum() == 0
 

@@ -68,7 +68,6 @@ def test_rate_on_a_gaussian(x64, key):
         found = np.linalg.eigvalsh(run.law.covariance.dense(5))
         np.testing.assert_allclose(found, np.sort(s), rtol=1e-12)
         assert at[steps] < max(kl(begin, mean, precision) * (5 / 6) ** (2 * steps), 1e-25)
-    print("KL", kl(begin, mean, precision), at)
     assert at[20] < 1e-4
     assert at[50] < 1e-9
     assert at[200] < 1e-25
@@ -140,7 +139,6 @@ def test_logistic_regression_is_stationary(x64, key):
     covariance = np.asarray(run.law.covariance.dense(5))
     scaled = np.linalg.cholesky(covariance).T @ gradient
     off = np.abs(hessian @ covariance - np.eye(5)).max()
-    print("logistic", np.abs(gradient).max(), np.abs(scaled).max(), off)
     assert np.abs(gradient).max() < 1e-2
     assert np.abs(scaled).max() < 1e-3
     assert off < 1e-3
@@ -176,7 +174,7 @@ def test_steps_that_fall_settle_nearer(key):
     # with eta_n = 1 / (n + 2) the mean is that of 801 standard normal draws and a start of weight 1
     z = (laws.mean - mean[None] * (1 - 1 / 401)) * 401 / np.sqrt(400 / 2)
     assert abs(z.mean()) < 4 / np.sqrt(200)
-    assert abs((np.square(z) - 1).mean()) < 4 * np.sqrt(2 / 200) + 0.05
+    assert abs((np.square(z) - 1).mean()) < 4 * np.sqrt(2 / 200)
 
 
 def test_covariance_stays_positive_beyond_the_step(x64, key):

@@ -111,18 +111,18 @@ def test_a_correlated_gaussian_is_recovered(x64, key):
     params = {"w": jnp.eye(3), "b": jnp.zeros(3)}
     law = vi.implicit(linear, params, 3, 3, 0.05)
     falling = optax.adam(optax.exponential_decay(0.05, 800, 0.01))
-    run = vi.approximate(key, posterior, law, objective=vi.elbo(8), steps=1500, optimizer=falling)
+    run = vi.approximate(key, posterior, law, objective=vi.elbo(32), steps=1500, optimizer=falling)
     fitted = run.params
     w, b = np.asarray(fitted.params["w"]), np.asarray(fitted.params["b"])
     covariance = w @ w.T + 0.05**2 * np.eye(3)
     product = covariance @ precision
     off = b - mean
     kl = 0.5 * (np.trace(product) - 3 - np.linalg.slogdet(product)[1] + off @ precision @ off)
-    print("linear KL", kl)
     assert kl < 1e-3
     assert fitted.sigma == law.sigma
     evidence = 0.7 + 1.5 * np.log(2 * np.pi) - np.linalg.slogdet(precision)[1] / 2
-    assert abs(run.info.bound[-200:].mean() - evidence) < 0.05
+    # the quadratic terms' variance is 3 / 2 a draw
+    assert abs(run.info.bound[-200:].mean() - evidence) < 4 * np.sqrt(1.5 / 32 / 200) + 1e-3
 
 
 def test_a_banana_is_nearer_than_by_a_gaussian(key):
@@ -141,7 +141,6 @@ def test_a_banana_is_nearer_than_by_a_gaussian(key):
         draws = jax.vmap(vi.pair(posterior, run.params).draw)(jax.random.split(key, 20_000))
         log_w = np.asarray(draws.log_p - draws.log_q)
         found[name] = log_w.mean(), log_w.std() / np.sqrt(20_000)
-    print("banana", found)
     bound, error = found["implicit"]
     assert bound < 4 * error
     assert bound > -0.05
@@ -152,9 +151,10 @@ def test_sigma_is_learnt_where_asked(key):
     posterior = target.density(quadratic, jnp.zeros(1), (jnp.zeros(1), 4 * jnp.eye(1), 0.0))
     params = {"w": jnp.zeros((1, 1)), "b": jnp.zeros(1)}
     law = vi.implicit(linear, params, 1, 1, 1.5, learn_sigma=True)
-    run = vi.approximate(key, posterior, law, steps=400, optimizer=optax.adam(0.05))
+    falling = optax.adam(optax.exponential_decay(0.05, 200, 0.3))
+    run = vi.approximate(key, posterior, law, steps=800, optimizer=falling)
     w = float(run.params.params["w"][0, 0])
-    np.testing.assert_allclose(w**2 + float(run.params.sigma) ** 2, 0.25, rtol=0.15)
+    np.testing.assert_allclose(w**2 + float(run.params.sigma) ** 2, 0.25, rtol=0.03)
 
 
 def test_compiled_once_and_in_batches(key):

@@ -97,9 +97,6 @@ def test_a_gaussian_is_found_exactly(x64, key):
         key, normal(mean, precision, 1.3), jnp.full(3, -4.0), steps=8, curvature=1e-7
     )
     evidence = 1.3 + 1.5 * np.log(2 * np.pi) - np.linalg.slogdet(precision)[1] / 2
-    print("pathfinder", found.bound - evidence, found.info)
-    off = np.abs(found.law.covariance.dense(3) - np.linalg.inv(precision)).max()
-    print(off, np.abs(found.law.mean - mean).max())
     # conjugate to 1e-7 of a slope, times the condition number 18
     np.testing.assert_allclose(found.law.mean, mean, atol=2e-6)
     np.testing.assert_allclose(
@@ -120,10 +117,10 @@ def test_a_gaussian_is_close_by_with_the_usual_search(key):
     evidence = 5 * np.log(2 * np.pi) - np.linalg.slogdet(precision)[1] / 2
     # of log p - log q: half the squared deviations' variance, and what the mean is off
     error = np.sqrt((np.sum(values**2) / 2 + off @ precision @ off) / 100)
-    print("usual", kl, float(found.bound) - evidence, error)
     # the greatest of up to 60 estimates is above its own by 4 standard errors at most, and a sixth
     assert abs(float(found.bound) - evidence + kl) < 5 * error
-    assert kl < 1
+    unit = np.linalg.eigvalsh(precision) - 1
+    assert kl < 0.1 * np.sum(unit - np.log1p(unit)) / 2
 
 
 def test_a_mild_banana_is_close_by(key):
@@ -140,9 +137,12 @@ def test_a_mild_banana_is_close_by(key):
     top = jax.vmap(lambda z: posterior.log_prob(z) - best.log_prob(z))(
         jax.vmap(best.sample)(jax.random.split(jax.random.key(2), 20_000))
     )
-    print("banana", bound, error, top.mean(), found.bound)
     assert bound < top.mean() + 4 * np.hypot(error, top.std() / np.sqrt(20_000))
-    assert bound > -0.25
+    # that of Laplace's Gaussian, to which the path leads, is -6 bend^2; the greatest of the path's
+    # estimates is no smaller, and no greater than its own bound, up to their noise
+    noise = error * np.sqrt(20_000 / 200)
+    assert found.bound > -6 * 0.15**2 - 4 * noise
+    assert bound > found.bound - 5 * noise
     # importance weights reach log Z = 0
     assert abs(jnp.mean(jnp.exp(weights)) - 1) < 4 * jnp.exp(weights).std() / np.sqrt(20_000)
 
@@ -156,7 +156,6 @@ def test_paths_resampled_are_the_target(key):
     # the draws are chosen from 3000 of that share
     worth = 1 / (1 / 1000 + 1 / (3000 * float(found.ess)))
     x, y = np.asarray(found.draws).T
-    print("multi", found.ess, worth)
     assert abs(x.mean()) < 4 / np.sqrt(worth)
     assert abs((x**2).mean() - 1) < 4 * np.sqrt(2 / worth)
     residual = (y - 0.15 * (x**2 - 1)) / 0.5
