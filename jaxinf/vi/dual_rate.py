@@ -89,15 +89,12 @@ def dual_rate(
     r"""Fit a decoder without an encoder.
 
     At each slow step every example of the batch gets a posterior of its own, fitted from the start
-    by some fast steps on its bound; then the decoder takes one step on the bound at these.
+    by fast steps on its evidence lower bound L; then the decoder takes one step at these, which are
+    not differentiated through.
 
     .. math::
-       \lambda_i \leftarrow \lambda_i + \eta_{\text{fast}} \nabla_\lambda L(\lambda_i, \theta; x_i)
-       \;\; (\text{fast times}), \qquad
-       \theta \leftarrow \theta + \eta_{\text{slow}} \nabla_\theta \tfrac1n \sum_i
-       L(\lambda_i, \theta; x_i)
-
-    L is the evidence lower bound. The fast steps are not differentiated through.
+       \lambda_i \leftarrow \lambda_i + \eta_f \nabla_\lambda L(\lambda_i, \theta; x_i), \qquad
+       \theta \leftarrow \theta + \eta_s \nabla_\theta \tfrac1n \sum_i L(\lambda_i, \theta; x_i)
 
     Args:
       key: a typed key.

@@ -65,6 +65,8 @@ def test_rate_on_a_gaussian(x64, key):
         for _ in range(steps):
             t = s * (1 - eta * values) ** 2
             s = (t + 2 * eta + np.sqrt(t * (t + 4 * eta))) / 2
+        off = np.linalg.matrix_power(np.eye(5) - precision / 6, steps) @ -mean
+        np.testing.assert_allclose(run.law.mean - mean, off, atol=1e-14)
         found = np.linalg.eigvalsh(run.law.covariance.dense(5))
         np.testing.assert_allclose(found, np.sort(s), rtol=1e-12)
         assert at[steps] < max(kl(begin, mean, precision) * (5 / 6) ** (2 * steps), 1e-25)

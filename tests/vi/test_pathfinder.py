@@ -54,6 +54,10 @@ def test_covariances_are_bfgs(x64, dim, memory):
     again, taken = vi.remember(pairs, jnp.ones(dim), -jnp.ones(dim))
     assert not taken
     chex.assert_trees_all_equal(again, pairs)
+    # and one of a curvature below 1e-12 of the slope's square
+    none, slope = vi.Pairs.empty(jnp.zeros(dim), memory), jnp.zeros(dim).at[0].set(1.0)
+    for curvature, taken in ((5e-13, False), (5e-12, True)):
+        assert vi.remember(none, jnp.ones(dim).at[0].set(curvature), slope)[1] == taken
 
 
 def test_the_diagonal_is_the_papers(x64):
