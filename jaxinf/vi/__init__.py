@@ -14,20 +14,33 @@ from jaxinf.vi.controlled import (
     monte_carlo_diffusion,
 )
 from jaxinf.vi.denoising_sampler import DenoisingSampler, denoising_sampler
+from jaxinf.vi.dual_rate import Local, dual_rate, fit_local
 from jaxinf.vi.elbo import ELBO, elbo
 from jaxinf.vi.evidence import Evidence, evidence
 from jaxinf.vi.families import GaussianFamily, full_rank, low_rank, mean_field
 from jaxinf.vi.fit import Fit, Steps, fit
+from jaxinf.vi.forward_backward import ForwardBackward, ForwardBackwardInfo, forward_backward
 from jaxinf.vi.forward_kl import ForwardKL, forward_kl
+from jaxinf.vi.implicit import Implicit, implicit, linearised_entropy
 from jaxinf.vi.iwae import IWAE, GradientPath, iwae
+from jaxinf.vi.laplace import Laplace, LaplaceInfo, laplace
 from jaxinf.vi.learn import learn
 from jaxinf.vi.log_derivative import LogDerivative, log_derivative
 from jaxinf.vi.log_variance import LogVariance, log_variance
 from jaxinf.vi.marginal import Marginal, marginal
+from jaxinf.vi.nodes import GaussHermite, MonteCarlo, Nodes, gauss_hermite, monte_carlo
 from jaxinf.vi.objective import Info, Objective
 from jaxinf.vi.pair import Measures, Pair, Weighed, pair
 from jaxinf.vi.path_integral import PathIntegralSampler, path_integral_sampler
+from jaxinf.vi.pathfinder import (
+    Pathfinder,
+    PathfinderInfo,
+    Paths,
+    multi_pathfinder,
+    pathfinder,
+)
 from jaxinf.vi.paths import Kernels, Path, PathMeasures, path_measures
+from jaxinf.vi.quasi_newton import Pairs, QuasiNewton, inverse_hessian, remember
 from jaxinf.vi.renyi import Renyi, renyi
 from jaxinf.vi.svi import svi
 from jaxinf.vi.trajectory_balance import (
@@ -47,20 +60,34 @@ __all__ = [
     "DenoisingSampler",
     "Evidence",
     "Fit",
+    "ForwardBackward",
+    "ForwardBackwardInfo",
     "ForwardKL",
+    "GaussHermite",
     "GaussianFamily",
     "GradientPath",
+    "Implicit",
     "Info",
     "Kernels",
+    "Laplace",
+    "LaplaceInfo",
+    "Local",
     "LogDerivative",
     "LogVariance",
     "Marginal",
     "Measures",
+    "MonteCarlo",
+    "Nodes",
     "Objective",
     "Pair",
+    "Pairs",
     "Path",
     "PathIntegralSampler",
     "PathMeasures",
+    "Pathfinder",
+    "PathfinderInfo",
+    "Paths",
+    "QuasiNewton",
     "Renyi",
     "Steps",
     "TrajectoryBalance",
@@ -71,23 +98,35 @@ __all__ = [
     "balanced",
     "controlled",
     "denoising_sampler",
+    "dual_rate",
     "elbo",
     "evidence",
     "fit",
+    "fit_local",
+    "forward_backward",
     "forward_kl",
     "full_rank",
+    "gauss_hermite",
+    "implicit",
+    "inverse_hessian",
     "iwae",
     "langevin_annealing",
+    "laplace",
     "learn",
+    "linearised_entropy",
     "log_derivative",
     "log_variance",
     "low_rank",
     "marginal",
     "mean_field",
+    "monte_carlo",
     "monte_carlo_diffusion",
+    "multi_pathfinder",
     "pair",
     "path_integral_sampler",
     "path_measures",
+    "pathfinder",
+    "remember",
     "renyi",
     "svi",
     "trajectory_balance",
