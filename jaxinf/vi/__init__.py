@@ -5,19 +5,26 @@ and a model, or the paths of a sampler and of its reversal (:func:`path_measures
 a divergence of any such pair; how each random choice is differentiated is :mod:`jaxinf.grad`'s.
 """
 
+from jaxinf.vi.affine_coupling import Affine, affine, affine_coupling, affine_coupling_flow
 from jaxinf.vi.annealing import Annealing, annealing
 from jaxinf.vi.approximate import approximate
+from jaxinf.vi.autoregressive import Autoregressive, autoregressive, autoregressive_flow
+from jaxinf.vi.bijection import pull
+from jaxinf.vi.chain import Chain, chain
 from jaxinf.vi.controlled import (
     Controlled,
     controlled,
     langevin_annealing,
     monte_carlo_diffusion,
 )
+from jaxinf.vi.coupling import Coupling, Elementwise, coupling
 from jaxinf.vi.elbo import ELBO, elbo
 from jaxinf.vi.evidence import Evidence, evidence
 from jaxinf.vi.families import GaussianFamily, full_rank, low_rank, mean_field
 from jaxinf.vi.fit import Fit, Steps, fit
+from jaxinf.vi.flow_family import Flow, flow
 from jaxinf.vi.forward_kl import ForwardKL, forward_kl
+from jaxinf.vi.inverted import Inverted, inverted
 from jaxinf.vi.iwae import IWAE, iwae
 from jaxinf.vi.learn import learn
 from jaxinf.vi.log_derivative import LogDerivative, log_derivative
@@ -25,7 +32,15 @@ from jaxinf.vi.log_variance import LogVariance, log_variance
 from jaxinf.vi.objective import Info, Objective
 from jaxinf.vi.pair import Measures, Pair, Weighed, pair
 from jaxinf.vi.paths import Kernels, Path, PathMeasures, path_measures
+from jaxinf.vi.perceptron import Perceptron, perceptron
+from jaxinf.vi.permutation import Permutation, permutation
+from jaxinf.vi.planar import Planar, planar, planar_flow
+from jaxinf.vi.radial import Radial, radial, radial_flow
 from jaxinf.vi.renyi import Renyi, renyi
+from jaxinf.vi.residual_flow import Residual, residual, residual_flow
+from jaxinf.vi.spline import Spline, spline
+from jaxinf.vi.spline_coupling import spline_coupling, spline_coupling_flow
+from jaxinf.vi.stacked import Stacked, stacked
 from jaxinf.vi.svi import svi
 from jaxinf.vi.trajectory_balance import (
     Balanced,
@@ -37,14 +52,21 @@ from jaxinf.vi.trajectory_balance import (
 __all__ = [
     "ELBO",
     "IWAE",
+    "Affine",
     "Annealing",
+    "Autoregressive",
     "Balanced",
+    "Chain",
     "Controlled",
+    "Coupling",
+    "Elementwise",
     "Evidence",
     "Fit",
+    "Flow",
     "ForwardKL",
     "GaussianFamily",
     "Info",
+    "Inverted",
     "Kernels",
     "LogDerivative",
     "LogVariance",
@@ -53,19 +75,35 @@ __all__ = [
     "Pair",
     "Path",
     "PathMeasures",
+    "Perceptron",
+    "Permutation",
+    "Planar",
+    "Radial",
     "Renyi",
+    "Residual",
+    "Spline",
+    "Stacked",
     "Steps",
     "TrajectoryBalance",
     "Weighed",
+    "affine",
+    "affine_coupling",
+    "affine_coupling_flow",
     "annealing",
     "approximate",
+    "autoregressive",
+    "autoregressive_flow",
     "balanced",
+    "chain",
     "controlled",
+    "coupling",
     "elbo",
     "evidence",
     "fit",
+    "flow",
     "forward_kl",
     "full_rank",
+    "inverted",
     "iwae",
     "langevin_annealing",
     "learn",
@@ -76,7 +114,20 @@ __all__ = [
     "monte_carlo_diffusion",
     "pair",
     "path_measures",
+    "perceptron",
+    "permutation",
+    "planar",
+    "planar_flow",
+    "pull",
+    "radial",
+    "radial_flow",
     "renyi",
+    "residual",
+    "residual_flow",
+    "spline",
+    "spline_coupling",
+    "spline_coupling_flow",
+    "stacked",
     "svi",
     "trajectory_balance",
 ]
