@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxinf.core import Key, check_key
-from jaxinf.grad.annotate import Annotated, Draw, annotate
+from jaxinf.grad.annotate import Annotated, annotate
 from jaxinf.grad.strategy import Strategy
 
 
-def averaged(costs: Float[Array, "draws branches"], draw: Draw) -> Float[Array, ""]:
+def averaged(costs: Float[Array, "draws branches"], draw: Any) -> Float[Array, ""]:
     r"""Return the mean cost of draws, with the estimator for derivative.
 
     .. math:: \frac1K \sum_{k, b} w_{kb} c_{kb}, \qquad
@@ -22,18 +22,19 @@ def averaged(costs: Float[Array, "draws branches"], draw: Draw) -> Float[Array, 
 
     Args:
       costs: what each draw costs in each branch.
-      draw: its weights w and scores s, leading axes [draws, branches].
+      draw: with ``weight`` w and ``score`` s, leading axes [draws, branches]: :class:`Draw`, or a
+        pair's draw.
     """
     weighed = draw.weight * costs
     fixed = jax.lax.stop_gradient(weighed)
     count = costs.shape[0]
-    others = (jnp.sum(fixed, axis=0) - fixed) / max(count - 1, 1)
+    others = (jnp.sum(fixed, axis=0, keepdims=True) - fixed) / max(count - 1, 1)
     scores = draw.score - jax.lax.stop_gradient(draw.score)
     return jnp.sum(weighed + scores * (fixed - others)) / count
 
 
 def reduced(
-    reduce: Callable[[Any], Any], log_weights: Float[Array, " draws"], draw: Draw
+    reduce: Callable[[Any], Any], log_weights: Float[Array, " draws"], draw: Any
 ) -> Float[Array, ""]:
     r"""Return a function of several draws' log-weights, with the estimator for derivative.
 

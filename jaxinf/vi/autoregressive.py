@@ -1,6 +1,7 @@
 """Masked autoregressive layers."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +69,7 @@ class Autoregressive:
 def masks_of(dim: int, widths: list[int], size: int) -> list[np.ndarray]:
     """Return which weights of a perceptron let its outputs depend on earlier inputs alone."""
     degrees = [np.arange(dim), *(np.arange(width) % max(dim - 1, 1) for width in widths)]
-    masks = [a[:, None] <= b[None] for a, b in zip(degrees[:-1], degrees[1:], strict=True)]
+    masks = [a[:, None] <= b[None] for a, b in itertools.pairwise(degrees)]
     outputs = np.repeat(np.arange(dim), size)
     return [*masks, degrees[-1][:, None] < outputs[None]]
 

@@ -1,6 +1,7 @@
 """Planar flows."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,19 +33,21 @@ class Planar:
 
     def forward(self, u: Float[Array, " dim"]) -> tuple[Float[Array, " dim"], Float[Array, ""]]:
         """Return z, and the log of the determinant of dz / du."""
-        shift, along = self._shift()
+        shift, above = self._shift()
         h = jnp.tanh(self.w @ u + self.b)
-        return u + shift * h, jnp.log1p(along * (1 - h * h))
+        # 1 + w . shift (1 - h^2) as a sum of two numbers that are not negative
+        return u + shift * h, jnp.log(h * h + above * (1 - h * h))
 
     def inverse(self, z: Float[Array, " dim"]) -> Float[Array, " dim"]:
         """Return u, by bisection along w: w . u lies within |w . shift| of w . z."""
-        shift, along = self._shift()
+        shift, above = self._shift()
+        along = above - 1
         goal = self.w @ z + self.b
 
         def apart(a: Array) -> Array:
             return a + along * jnp.tanh(a) - goal
 
-        def solve(apart: object, start: Array) -> Array:
+        def solve(apart: Any, start: Array) -> Array:
             def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
                 middle = (ends[0] + ends[1]) / 2
                 above = apart(middle) > 0
@@ -54,16 +57,17 @@ class Planar:
             # the last bits of a bracket as wide as the shift are rounding's
             halvings = jnp.finfo(start.dtype).nmant + 4
             ends = start - reach, start + reach
-            return sum(jax.lax.fori_loop(0, halvings, halve, ends)) / 2
+            low, high = jax.lax.fori_loop(0, halvings, halve, ends)
+            return (low + high) / 2
 
         a = jax.lax.custom_root(apart, goal, solve, lambda slope, y: y / slope(jnp.ones_like(y)))
         return z - shift * jnp.tanh(a)
 
     def _shift(self) -> tuple[Array, Array]:
-        """Return the shift that keeps the layer invertible, and w . shift > -1."""
+        """Return the shift that keeps the layer invertible, and 1 + w . shift > 0."""
         inner = self.w @ self.u
-        along = jax.nn.softplus(inner) - 1
-        return self.u + (along - inner) * self.w / jnp.sum(jnp.square(self.w)), along
+        above = jax.nn.softplus(inner)
+        return self.u + (above - 1 - inner) * self.w / jnp.sum(jnp.square(self.w)), above
 
 
 def planar(key: Key, dim: int) -> Planar:

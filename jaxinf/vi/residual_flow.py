@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,7 @@ class Residual:
         def apart(u: Array) -> Array:
             return u + network(u) - z
 
-        def solve(apart: object, start: Array) -> Array:
+        def solve(apart: Any, start: Array) -> Array:
             eps = float(jnp.finfo(start.dtype).eps)
             most = math.ceil(math.log(eps) / math.log(self.bound))
 
@@ -59,9 +60,8 @@ class Residual:
                 change = apart(u)
                 return u - change, jnp.abs(change), count + 1
 
-            return jax.lax.while_loop(unfinished, step, (start, jnp.full_like(start, jnp.inf), 0))[
-                0
-            ]
+            held = start, jnp.full_like(start, jnp.inf), jnp.asarray(0)
+            return jax.lax.while_loop(unfinished, step, held)[0]
 
         return jax.lax.custom_root(apart, z, solve, _solve)
 
@@ -75,7 +75,7 @@ class Residual:
         return dataclasses.replace(self.network, weights=weights)
 
 
-def _solve(linear: object, y: Array) -> Array:
+def _solve(linear: Any, y: Array) -> Array:
     """Return x of linear(x) = y."""
     return jnp.linalg.solve(jax.jacfwd(linear)(jnp.zeros_like(y)), y)
 
