@@ -22,7 +22,8 @@ def averaged(costs: Float[Array, "draws branches"], draw: Any) -> Float[Array, "
 
     Args:
       costs: what each draw costs in each branch.
-      draw: its weights w and scores s, leading axes [draws, branches].
+      draw: with ``weight`` w and ``score`` s, leading axes [draws, branches]: :class:`Draw`, or a
+        pair's draw.
     """
     weighed = draw.weight * costs
     fixed = jax.lax.stop_gradient(weighed)

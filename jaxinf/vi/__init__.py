@@ -5,23 +5,30 @@ and a model, or the paths of a sampler and of its reversal (:func:`path_measures
 a divergence of any such pair; how each random choice is differentiated is :mod:`jaxinf.grad`'s.
 """
 
+from jaxinf.vi.affine_coupling import Affine, affine, affine_coupling, affine_coupling_flow
 from jaxinf.vi.annealing import Annealing, annealing
 from jaxinf.vi.approximate import approximate
+from jaxinf.vi.autoregressive import Autoregressive, autoregressive, autoregressive_flow
+from jaxinf.vi.bijection import pull
+from jaxinf.vi.chain import Chain, chain
 from jaxinf.vi.controlled import (
     Controlled,
     controlled,
     langevin_annealing,
     monte_carlo_diffusion,
 )
+from jaxinf.vi.coupling import Coupling, Elementwise, coupling
 from jaxinf.vi.denoising_sampler import DenoisingSampler, denoising_sampler
 from jaxinf.vi.dual_rate import Local, dual_rate, fit_local
 from jaxinf.vi.elbo import ELBO, elbo
 from jaxinf.vi.evidence import Evidence, evidence
 from jaxinf.vi.families import GaussianFamily, full_rank, low_rank, mean_field
 from jaxinf.vi.fit import Fit, Steps, fit
+from jaxinf.vi.flow_family import Flow, flow
 from jaxinf.vi.forward_backward import ForwardBackward, ForwardBackwardInfo, forward_backward
 from jaxinf.vi.forward_kl import ForwardKL, forward_kl
 from jaxinf.vi.implicit import Implicit, implicit, linearised_entropy
+from jaxinf.vi.inverted import Inverted, inverted
 from jaxinf.vi.iwae import IWAE, GradientPath, iwae
 from jaxinf.vi.laplace import Laplace, LaplaceInfo, laplace
 from jaxinf.vi.learn import learn
@@ -40,8 +47,16 @@ from jaxinf.vi.pathfinder import (
     pathfinder,
 )
 from jaxinf.vi.paths import Kernels, Path, PathMeasures, path_measures
+from jaxinf.vi.perceptron import Perceptron, perceptron
+from jaxinf.vi.permutation import Permutation, permutation
+from jaxinf.vi.planar import Planar, planar, planar_flow
 from jaxinf.vi.quasi_newton import Pairs, QuasiNewton, inverse_hessian, remember
+from jaxinf.vi.radial import Radial, radial, radial_flow
 from jaxinf.vi.renyi import Renyi, renyi
+from jaxinf.vi.residual_flow import Residual, residual, residual_flow
+from jaxinf.vi.spline import Spline, spline
+from jaxinf.vi.spline_coupling import spline_coupling, spline_coupling_flow
+from jaxinf.vi.stacked import Stacked, stacked
 from jaxinf.vi.svi import svi
 from jaxinf.vi.trajectory_balance import (
     Balanced,
@@ -54,12 +69,18 @@ from jaxinf.vi.underdamped import Underdamped, underdamped
 __all__ = [
     "ELBO",
     "IWAE",
+    "Affine",
     "Annealing",
+    "Autoregressive",
     "Balanced",
+    "Chain",
     "Controlled",
+    "Coupling",
     "DenoisingSampler",
+    "Elementwise",
     "Evidence",
     "Fit",
+    "Flow",
     "ForwardBackward",
     "ForwardBackwardInfo",
     "ForwardKL",
@@ -68,6 +89,7 @@ __all__ = [
     "GradientPath",
     "Implicit",
     "Info",
+    "Inverted",
     "Kernels",
     "Laplace",
     "LaplaceInfo",
@@ -87,28 +109,44 @@ __all__ = [
     "Pathfinder",
     "PathfinderInfo",
     "Paths",
+    "Perceptron",
+    "Permutation",
+    "Planar",
     "QuasiNewton",
+    "Radial",
     "Renyi",
+    "Residual",
+    "Spline",
+    "Stacked",
     "Steps",
     "TrajectoryBalance",
     "Underdamped",
     "Weighed",
+    "affine",
+    "affine_coupling",
+    "affine_coupling_flow",
     "annealing",
     "approximate",
+    "autoregressive",
+    "autoregressive_flow",
     "balanced",
+    "chain",
     "controlled",
+    "coupling",
     "denoising_sampler",
     "dual_rate",
     "elbo",
     "evidence",
     "fit",
     "fit_local",
+    "flow",
     "forward_backward",
     "forward_kl",
     "full_rank",
     "gauss_hermite",
     "implicit",
     "inverse_hessian",
+    "inverted",
     "iwae",
     "langevin_annealing",
     "laplace",
@@ -126,8 +164,21 @@ __all__ = [
     "path_integral_sampler",
     "path_measures",
     "pathfinder",
+    "perceptron",
+    "permutation",
+    "planar",
+    "planar_flow",
+    "pull",
+    "radial",
+    "radial_flow",
     "remember",
     "renyi",
+    "residual",
+    "residual_flow",
+    "spline",
+    "spline_coupling",
+    "spline_coupling_flow",
+    "stacked",
     "svi",
     "trajectory_balance",
     "underdamped",
