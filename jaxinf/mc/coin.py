@@ -18,9 +18,9 @@ from jaxinf.target import Target
 class Direction(Protocol):
     """Where particles should move, up to a constant; a pytree."""
 
-    def __call__(
-        self, target: Target, particles: Float[Array, "n dim"]
-    ) -> Float[Array, "n dim"]: ...
+    def __call__(self, target: Target, particles: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
+        """Return the direction of every particle."""
+        ...
 
 
 class CoinState(NamedTuple):
@@ -205,4 +205,3 @@ def _coin(
     start = (particles, betting.init(particles), good)
     (x, state, _), info = jax.lax.scan(step, start, jnp.arange(steps))
     return Run(x, info, state)
-

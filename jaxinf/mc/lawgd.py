@@ -39,9 +39,7 @@ def _between(x: Array, grid: Array, table: Array) -> Array:
     return jax.vmap(lambda column: jnp.interp(x, grid, column), in_axes=1, out_axes=1)(table)
 
 
-def lawgd(
-    target: Target, low: float, high: float, *, points: int = 256, modes: int = 100
-) -> LAWGD:
+def lawgd(target: Target, low: float, high: float, *, points: int = 256, modes: int = 100) -> LAWGD:
     r"""The direction of Laplacian adjusted Wasserstein gradient descent, for a target on a line.
 
     .. math:: \phi(x) = -\frac1n \sum_j \nabla_1 K(x, x_j), \qquad

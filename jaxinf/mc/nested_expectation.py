@@ -66,9 +66,7 @@ class _Lane(NamedTuple):
     cost: Int[Array, " replicates"]
 
 
-def nesting(
-    samplers: Sequence[Sampler], functions: Sequence[Outer], data: PyTree = ()
-) -> Nesting:
+def nesting(samplers: Sequence[Sampler], functions: Sequence[Outer], data: PyTree = ()) -> Nesting:
     r"""A repeatedly nested expectation.
 
     .. math:: \gamma_0 = E\bigl[g_0(y_0, E[g_1(y_{0:1}, \dots E[g_D(y_{0:D}) \mid y_{0:D-1}] \dots
@@ -191,6 +189,8 @@ def _levels(rate: Array, max_level: int) -> tuple[Array, Array]:
 
     Level n or more has probability T_n / 2^32, a whole number of draws of 32 bits.
     """
+    if max_level == 0:
+        return jnp.zeros(0, jnp.uint32), jnp.ones(1)
     above = jnp.exp2(32 + jnp.arange(1, max_level + 1) * jnp.log2(1 - rate))
     thresholds = above.astype(jnp.uint32)  # rounded down
     edges = jnp.concatenate([jnp.zeros(1, jnp.uint32), thresholds, jnp.zeros(1, jnp.uint32)])

@@ -1,6 +1,6 @@
 """Reverse diffusion Monte Carlo: the denoiser of an unnormalised target, without a network."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ class Posterior(NamedTuple):
     def proposal(self, key: Key, n: int) -> Float[Array, "n dim"]:
         """Draw from N(x / alpha, (sigma / alpha)^2), the factor without the target."""
         z = jax.random.normal(key, (n, *self.x.shape), self.x.dtype)
-        return (self.x + self.sigma * z) / self.alpha
+        return (self.x[None] + self.sigma * z) / self.alpha
 
     def log_prob(self, clean: Float[Array, " dim"]) -> Float[Array, ""]:
         """Return the log density without its normaliser."""
@@ -39,10 +39,13 @@ class Info(NamedTuple):
     """Whether the estimate is finite; it is not where no proposal has mass."""
 
 
+@runtime_checkable
 class Estimate(Protocol):
     """How the posterior's mean is found; a pytree."""
 
-    def __call__(self, key: Key, posterior: Posterior) -> tuple[Float[Array, " dim"], Info]: ...
+    def __call__(self, key: Key, posterior: Posterior) -> tuple[Float[Array, " dim"], Info]:
+        """Return the mean and how good it is."""
+        ...
 
 
 @record
@@ -61,7 +64,7 @@ class Importance:
         clean, weights = self.weighted(key, posterior)
         # from the centre of the proposals, so that few digits are lost where sigma is small
         centre = posterior.x / posterior.alpha
-        mean = centre + jnp.matmul(weights, clean - centre, precision="highest")
+        mean = centre + jnp.matmul(weights, clean - centre[None], precision="highest")
         return mean, Info(1 / jnp.sum(jnp.square(weights)), jnp.all(jnp.isfinite(mean)))
 
 
@@ -103,7 +106,9 @@ class ReverseDiffusion:
 
     def estimate(self, key: Key, x: Float[Array, " dim"], t: Scalar) -> tuple[Array, Info]:
         """Return an estimate of E[x_0 | x_t = x], and how good it is."""
-        alpha, sigma = (jnp.asarray(f(t), x.dtype) for f in (self.process.alpha, self.process.sigma))
+        alpha, sigma = (
+            jnp.asarray(f(t), x.dtype) for f in (self.process.alpha, self.process.sigma)
+        )
         return self.method(key, Posterior(self.target, x, alpha, sigma))
 
     def __call__(self, x: Float[Array, " dim"], t: Scalar, cond: PyTree = None) -> Array:

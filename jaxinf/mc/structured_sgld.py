@@ -1,7 +1,7 @@
 """Structured stochastic gradient Langevin dynamics: chosen dependencies are broken by history."""
 
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,11 @@ from jaxinf.core.progress import tick
 from jaxinf.target import Target
 
 
+@runtime_checkable
 class Batches(Protocol):
     """A target of part of the data, drawn anew in each step; a pytree."""
 
-    def __call__(self, key: Key, target: Any) -> Target:
+    def __call__(self, key: Key, target: Any) -> Any:
         """Return a target whose gradient is unbiased for that of ``target``."""
         ...
 
@@ -58,7 +59,7 @@ def structured_sgld(
     *,
     step_size: Scalar,
     steps: int = 1000,
-    partition: Int[Array, " dim"] | None = None,
+    partition: Int[Array, " coordinates"] | Int[np.ndarray, " coordinates"] | None = None,
     dropout: Scalar | None = None,
     averages: int = 1,
     history: int | None = None,
@@ -124,7 +125,11 @@ def structured_sgld(
         raise ValueError(
             f"start must have shape (chains, {target.dim}), a position for every chain, got {shape}"
         )
-    for name, value in (("steps", steps), ("averages", averages), ("history", history or 1)):
+    for name, value in (
+        ("steps", steps),
+        ("averages", averages),
+        ("history", 1 if history is None else history),
+    ):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
     if is_concrete(step_size) and not step_size > 0:
@@ -169,8 +174,8 @@ def _run(
     """See :func:`structured_sgld`."""
     index = jnp.arange(len(start))
 
-    def step(carry: tuple[Array, Array, Array], i: Array) -> tuple[Any, tuple[Array, Info]]:
-        def one(number: Array, z: Array, past: Array, good: Array) -> Any:
+    def step(carry: tuple[Array, Array | None, Array], i: Array) -> tuple[Any, tuple[Array, Info]]:
+        def one(number: Array, z: Array, past: Array | None, good: Array) -> Any:
             own = jax.random.fold_in(jax.random.fold_in(key, number), i)
             key_noise, key_past = jax.random.split(own)
             slope, active = _gradient(key_past, target, rule, groups, averages, z, past, i)
@@ -221,8 +226,8 @@ def _gradient(
     def structured(key: Key) -> tuple[Array, Array]:
         key_place, key_batch = jax.random.split(key)
         place = jax.random.randint(key_place, (groups,), 0, jnp.minimum(i + 1, len(past)))
-        own = labels == jnp.arange(groups)[:, None]
-        mixed = jnp.where(own, z, past[place])
+        own = labels[None] == jnp.arange(groups)[:, None]
+        mixed = jnp.where(own, z[None], past[place])
         slopes = jax.vmap(energy_slope, (None, 0))(key_batch, mixed)
         return jnp.sum(jnp.where(own, slopes, 0), axis=0), jnp.ones((), z.dtype)
 

@@ -16,7 +16,7 @@ class SVGD:
     kernel: Leaf
 
     def __call__(self, target: Target, particles: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
-        """Return the kernelised direction of steepest descent of the Kullback-Leibler divergence."""
+        """Return the kernelised direction of steepest descent of the divergence."""
         scores = jax.vmap(jax.grad(target.log_prob))(particles)
         apart = particles[:, None] - particles[None]  # [i, j] is x_i - x_j
         k, slope, _ = self.kernel(jnp.sum(jnp.square(apart), -1))
