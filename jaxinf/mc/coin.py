@@ -1,7 +1,7 @@
 """Coin sampling: particles that bet on a direction, without a learning rate."""
 
 from functools import partial
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -116,7 +116,7 @@ def coin_betting(alpha: Scalar = 0.0) -> optax.GradientTransformation:
         step = jax.tree.map(lambda x0, b, x: (x0 + b) - x, state.start, bet, params)
         return step, CoinState(state.start, total, absolute, largest, reward)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init, cast(Any, update))
 
 
 def _bet(alpha: Scalar, total: Array, absolute: Array, largest: Array, reward: Array) -> Array:
@@ -188,7 +188,7 @@ def _coin(
     target: Any, particles: Array, direction: Any, alpha: Scalar, steps: int, progress: bool
 ) -> Run:
     """See :func:`coin`."""
-    betting = coin_betting(alpha)
+    betting: Any = coin_betting(alpha)
 
     def step(carry: tuple[Array, CoinState, Array], i: Array) -> tuple[Any, Info]:
         x, state, good = carry

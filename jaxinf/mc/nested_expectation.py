@@ -1,4 +1,13 @@
-"""Unbiased estimates of repeatedly nested expectations by recursive randomised multilevel draws."""
+"""Unbiased estimates of repeatedly nested expectations by recursive randomised multilevel draws.
+
+The last level takes the probability of the tail. The probabilities that differences are divided by
+are those of the whole-number thresholds that levels are drawn by, to the last bit, and the sum over
+levels telescopes: the mean is that of the last level.
+
+The trees are walked one innermost draw at a time by a fixed number of lanes side by side, so memory
+does not depend on levels, and lanes finish together as they take more replicates each. A replicate
+depends on its own number alone.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -115,22 +124,15 @@ def read(
               g_d(z_1), \quad p_n = r (1 - r)^n
 
     Cost and variance are both finite for r in (1/2, 3/4) where the g are smooth; 0.6 also serves
-    g with kinks. Levels stop at ``max_level`` = L, which takes the tail's probability; the
-    probabilities divided by are those of the whole-number thresholds that levels are drawn by, to
-    the last bit, and the sum over levels telescopes. So the mean is *exactly* (but for rounding)
-    the nested expectation in which every inner mean is that of 2^L estimates. With smooth g that
-    differs from gamma_d, given y_{0:d-1}, by at most
+    g with kinks. Levels stop at ``max_level`` = L, and the mean is *exactly* (but for rounding) the
+    nested expectation in which every inner mean is that of 2^L estimates; see the module for why.
+    With smooth g that differs from gamma_d, given y_{0:d-1}, by at most
 
     .. math:: b_d \le E\bigl[\|g_d'\|_\infty b_{d+1} + \tfrac12 \|g_d''\|_\infty
               2^{-L} \operatorname{Var}(z)\bigr], \qquad b_D = 0,
 
-    where z is an inner estimate; without a second derivative the last term is
-    :math:`\|g_d'\|_\infty 2^{-L/2} \operatorname{sd}(z)`. At L = 16 these are 8e-6 Var and 4e-3 sd.
-
-    The trees are walked one innermost draw at a time by a fixed number of lanes side by side, so
-    memory does not depend on levels, and lanes finish together as they take more replicates each.
-    A replicate depends on its own number alone, not on lanes. Reverse-mode ``grad`` does not go
-    through.
+    z an inner estimate; without a second derivative the last term is
+    :math:`\|g_d'\|_\infty 2^{-L/2} \operatorname{sd}(z)`. No reverse-mode ``grad``.
 
     Args:
       key: a typed key.
@@ -153,8 +155,14 @@ def read(
       expectations", ICML 2023, algorithms 1 and 2; the cap on levels is ours.
     """
     check_key(key)
+    rates = _rates(problem, rate, max_level)
     if replicates < 1 or lanes < 1:
         raise ValueError(f"replicates and lanes must be at least 1, got {replicates} and {lanes}.")
+    return _read(key, problem, rates, replicates, max_level, min(lanes, replicates))
+
+
+def _rates(problem: Nesting, rate: Any, max_level: int) -> Array:
+    """Return the rate of each depth, checked."""
     if not 0 <= max_level <= 24:
         raise ValueError(f"max_level must be from 0 to 24, got {max_level}; 16 is usual.")
     rates = jnp.asarray(rate, jnp.float32)
@@ -165,8 +173,7 @@ def read(
         )
     if is_concrete(rates):
         _check_rates(rates, max_level)
-    rates = jnp.broadcast_to(rates, (problem.depth,))
-    return _read(key, problem, rates, replicates, max_level, min(lanes, replicates))
+    return jnp.broadcast_to(rates, (problem.depth,))
 
 
 def _check_rates(rates: Array, max_level: int) -> None:

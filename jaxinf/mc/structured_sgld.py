@@ -1,4 +1,11 @@
-"""Structured stochastic gradient Langevin dynamics: chosen dependencies are broken by history."""
+r"""Structured stochastic gradient Langevin dynamics: chosen dependencies are broken by history.
+
+The noise of the past's draws adds a variance of order h. The past also remembers the start: a
+chain's mean forgets it as :math:`t^{-(1 - c)}` only, c the largest eigenvalue of
+:math:`\Lambda_D^{-1}(\Lambda_D - \Lambda)` for a Gaussian of precision Lambda with diagonal blocks
+:math:`\Lambda_D`; a shorter ``history`` forgets geometrically, and must be long against the chain's
+own memory.
+"""
 
 from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -72,37 +79,25 @@ def structured_sgld(
               U = -\log\pi, \qquad
               U^S(\theta) = \sum_{i=1}^M E_{\tilde\theta}\, U(\theta_i, \tilde\theta_{\neg i})
 
-    with :math:`\tilde\theta` a state of the chain's past, drawn anew for each group and step. The
-    chain goes to the product :math:`\prod_i q_i(\theta_i)` nearest to the target in
-    Kullback-Leibler divergence KL(q, pi) as h falls; for a Gaussian of precision Lambda its
-    covariances are the inverses of Lambda's diagonal blocks. With dropout groups are masked at
-    random,
+    with :math:`\tilde\theta` a state of the chain's past, drawn anew for each group and step. As h
+    falls the law is the product :math:`\prod_i q_i(\theta_i)` of least KL(q, pi): for a Gaussian of
+    precision Lambda with the inverses of Lambda's diagonal blocks. With dropout, groups are masked,
 
     .. math:: U^{S_d}(\theta) = \frac{M}{E[\sum_i r_i]} E_{r, \tilde\theta}\, U(r \theta +
               (1 - r) \tilde\theta), \qquad r_i \sim \mathrm{Bernoulli}(\rho) \text{ independent},
 
-    one gradient a draw instead of M, and dependencies are weakened by rho instead of cut: a
-    Gaussian's precision becomes Lambda with its off-diagonal blocks times rho. One group is plain
-    SGLD, to the last bit.
-
-    With ``averages`` draws of the past a step, the noise of history adds a variance of order h.
-    The past also remembers the start: a chain's mean forgets it as :math:`t^{-(1 - c)}` only,
-    c the largest eigenvalue of :math:`\Lambda_D^{-1}(\Lambda_D - \Lambda)`; a shorter ``history``
-    forgets geometrically, and its windows must be long against the chain's own memory.
-
-    Compiled once for kinds and shapes. Composes under ``jit``, ``vmap`` and ``shard_map``.
+    one gradient a draw instead of M: a Gaussian's precision becomes Lambda with its off-diagonal
+    blocks times rho. One group is plain SGLD, to the last bit.
 
     Args:
       key: a typed key; chain i's draws do not depend on how many chains there are.
       target: what to draw from.
-      start: where each chain begins; it is the first of its history.
+      start: where each chain begins, the first of its past.
       step_size: h.
       steps: how many; all are kept.
-      partition: the number of each coordinate's group, whole numbers from 0 without gaps; one group
-        by default.
-      dropout: the probability 1 - rho that a group is masked, in [0, 1); by default there are no
-        masks.
-      averages: how many draws of the past, and masks, the gradient is averaged over (K).
+      partition: each coordinate's group, 0, 1, ... without gaps; one group by default.
+      dropout: the probability 1 - rho that a group is masked; None, by default, for no masks.
+      averages: K, how many draws of the past, and masks, the gradient is averaged over.
       history: how many of the last states the past consists of; all of them by default.
       batches: ``mc.subsample(size)`` for gradients of part of the data; all data by default.
       progress: whether a bar counts the steps.
@@ -111,36 +106,38 @@ def structured_sgld(
       :class:`Run`.
 
     Raises:
-      ValueError: for shapes that do not fit, groups that are not numbered 0, 1, ..., and numbers
-        out of range.
+      ValueError: for shapes that do not fit, gaps between groups, and numbers out of range.
       TypeError: for a partition that is being traced.
 
     Reference:
       A. Alexos, A. Boyd and S. Mandt, "Structured Stochastic Gradient MCMC", ICML 2022, section 3,
-      theorem 1 and algorithm 1 (S-SGMCMC), section 3.3 (the dropout variant).
+      theorem 1 and algorithm 1, and its variant with dropout.
     """
     check_key(key)
+    _check(target, start, step_size, steps, dropout, averages, history)
+    labels, groups = _groups(partition, target.dim)
+    rule = _Rule(step_size, labels, None if dropout is None else 1 - dropout, batches)
+    kept = steps if history is None else min(history, steps)
+    return _run(key, target, jnp.asarray(start), rule, groups, steps, averages, kept, progress)
+
+
+def _check(
+    target: Any, start: Any, step_size: Any, steps: int, dropout: Any, averages: int, history: Any
+) -> None:
+    """Raise for shapes that do not fit and numbers out of range."""
     shape = jnp.shape(start)
     if len(shape) != 2 or shape[0] < 1 or shape[1] != target.dim:
         raise ValueError(
             f"start must have shape (chains, {target.dim}), a position for every chain, got {shape}"
         )
-    for name, value in (
-        ("steps", steps),
-        ("averages", averages),
-        ("history", 1 if history is None else history),
-    ):
-        if value < 1:
+    counts = (("steps", steps), ("averages", averages), ("history", history))
+    for name, value in counts:
+        if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
     if is_concrete(step_size) and not step_size > 0:
         raise ValueError(f"step_size must be positive, got {step_size}.")
     if dropout is not None and is_concrete(dropout) and not 0 <= dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1), got {dropout}; None is without masks.")
-    labels, groups = _groups(partition, target.dim)
-    keep = None if dropout is None else 1 - dropout
-    rule = _Rule(step_size, labels, keep, batches)
-    kept = steps if history is None else min(history, steps)
-    return _run(key, target, jnp.asarray(start), rule, groups, steps, averages, kept, progress)
 
 
 def _groups(partition: Any, dim: int) -> tuple[Array, int]:
