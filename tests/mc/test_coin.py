@@ -170,7 +170,7 @@ def test_kernel_stein_discrepancy_descent():
     scores = jax.vmap(jax.grad(correlated().log_prob))(start)
     wanted = diagnostics.kernel_stein_discrepancy(start, scores).v_statistic
     np.testing.assert_allclose(direction.discrepancy(correlated(), start), wanted, rtol=1e-5)
-    run = mc.coin(correlated(), start, direction=direction, steps=1000)
+    run = mc.coin(correlated(), start, direction=direction, steps=1500)
     draws = jax.random.multivariate_normal(
         jax.random.key(4), jnp.zeros(2), jnp.linalg.inv(jnp.asarray(PRECISION)), (30,)
     )
