@@ -20,6 +20,7 @@ _ROOMS = (
     "sampler",
     "score",
     "vi",
+    "mc",
     "data",
     "run",
     "testing",
