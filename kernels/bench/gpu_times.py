@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -50,6 +51,7 @@ def main(
     for causal in (False, True):
         rows += attentions(key, tokens, heads, width, causal, rounds, peak)
     rows += products(key, size, rounds, peak)
+    rows += few_rows(key, size, rounds)
     rows += decoding(key, tokens, width, rounds)
     RESULTS.mkdir(exist_ok=True)
     found = {"device": device.device_kind, "jax": jax.__version__, "peak": peak, "rows": rows}
@@ -70,6 +72,10 @@ def attentions(
         "cuDNN": partial(jax.nn.dot_product_attention, is_causal=causal, implementation="cudnn"),
         "XLA": plain,
     }
+    if find_spec("tokamax"):
+        import tokamax
+
+        functions["tokamax"] = partial(tokamax.dot_product_attention, is_causal=causal)
     for name in ("sage8", "sage8_fp8", "fp8"):
         functions[f"jaxinf {name}"] = partial(
             lowbit_attention, precision=PRECISIONS[name], mask=mask, implementation="gpu"
@@ -84,7 +90,8 @@ def attentions(
 
         return jax.grad(total, (0, 1, 2))
 
-    back = {name: reverse(functions[name]) for name in ("jaxinf", "cuDNN", "XLA")}
+    peers = [name for name in functions if not name.startswith("jaxinf ")]
+    back = {name: reverse(functions[name]) for name in peers}
     return rows + timed(
         f"{title}, value and reverse", back, (q, k, v), "XLA", 3.5 * work, rounds, peak
     )
@@ -106,6 +113,23 @@ def products(key: Any, size: int, rounds: int, peak: float) -> Rows:
         functions[name] = call
     args = (x, w, *held)
     return timed("product", functions, args, "cuBLAS bfloat16", 2 * size**3, rounds, peak)
+
+
+def few_rows(key: Any, size: int, rounds: int) -> Rows:
+    """Sixteen rows by weights of four bits: bytes of the weights a second."""
+    x, w = jax.random.normal(key, (16, size), jnp.bfloat16), jnp.ones((size, size), jnp.bfloat16)
+    held = quantise(w, INT4, axis=-2, block=128)
+    functions: dict[str, Callable[..., Any]] = {
+        "jaxinf w4a16 g128": lambda x, w, held: quantized_matmul(x, held, implementation="gpu"),
+        "cuBLAS bfloat16": lambda x, w, held: x @ w,
+    }
+    rows = timed("16 rows", functions, (x, w, held), "cuBLAS bfloat16", 1.0, rounds, 1.0)
+    for row in rows:
+        if row.pop("share of peak", None):
+            own = held.elements.size // 2 + held.scales.nbytes
+            read = own if row["by"].startswith("jaxinf") else w.nbytes
+            row["bytes a second"] = 1e3 * read / row["milliseconds"]
+    return rows
 
 
 def decoding(key: Any, tokens: int, width: int, rounds: int) -> Rows:

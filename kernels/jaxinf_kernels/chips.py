@@ -30,6 +30,8 @@ class Chip:
     """Of a GPU: ``"hopper"`` or ``"blackwell"``."""
     cores: int = 1
     """Of a GPU, its multiprocessors."""
+    traffic: float = float("inf")
+    """Of a TPU, bytes of device memory that come to a core in a cycle: bandwidth by clock."""
 
     @property
     def blackwell(self) -> bool:
@@ -46,12 +48,13 @@ _V5 = {"int8": 2.0, "int4": 4.0, "e4m3": 1.0, "e5m2": 1.0}
 _HOPPER = {"int8": 2.0, "e4m3": 2.0, "e5m2": 2.0}
 _BLACKWELL = {"e4m3": 2.0, "e5m2": 2.0, "mxfp8": 2.0, "mxfp4": 4.0, "nvfp4": 4.0}
 _CHIPS = (
-    Chip("v4", "tpu", 16 * MiB, {}),
-    Chip("v5e", "tpu", 128 * MiB, _V5),
-    Chip("v5p", "tpu", 64 * MiB, _V5),
-    Chip("v6e", "tpu", 128 * MiB, _V5, 256),
+    Chip("v4", "tpu", 16 * MiB, {}, traffic=585.0),
+    Chip("v5e", "tpu", 128 * MiB, _V5, traffic=546.0),
+    Chip("v5p", "tpu", 64 * MiB, _V5, traffic=790.0),
+    Chip("v6e", "tpu", 128 * MiB, _V5, 256, traffic=936.0),
     Chip("tpu7x", "tpu", 64 * MiB,
-         {"int8": 1.0, "int4": 2.0, "e4m3": 2.0, "e5m2": 2.0, "mxfp4": 2.0, "nvfp4": 2.0}, 256),
+         {"int8": 1.0, "int4": 2.0, "e4m3": 2.0, "e5m2": 2.0, "mxfp4": 2.0, "nvfp4": 2.0}, 256,
+         traffic=1677.0),
     Chip("h100", "cuda", 232448, _HOPPER, generation="hopper", cores=132),
     Chip("h200", "cuda", 232448, _HOPPER, generation="hopper", cores=132),
     Chip("b200", "cuda", 232448, _BLACKWELL, generation="blackwell", cores=148),

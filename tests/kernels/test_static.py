@@ -1,5 +1,6 @@
 """Compilers' reports are read as they are meant, and blocks are chosen by them."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,7 +8,9 @@ import jax.numpy as jnp
 import pytest
 from jaxinf_kernels.attention import attention, blocks, masks
 from jaxinf_kernels.attention.api import prepare
-from jaxinf_kernels.attention.blocks import Blocks, blocks_for, costs
+from jaxinf_kernels.attention.blocks import Blocks, blocks_for, costs, predicted
+from jaxinf_kernels.attention.schedule import Sizes
+from jaxinf_kernels.chips import CHIPS
 from jaxinf_kernels.operation import How
 from jaxinf_kernels.static import cuda, tpu
 
@@ -101,6 +104,21 @@ def test_blocks_are_those_that_cost_the_least(chip, reverse):
 
     best = min(table, key=lambda size: causal(size, table[size]))
     assert blocks_for(problem(masks.causal(), chip=chip), *sized(4096), reverse) == best
+
+
+def test_visits_take_as_long_as_what_they_read_takes_to_come(monkeypatch):
+    given = problem(chip="v5e"), *sized(4096)
+    there = blocks_for(*given)
+    cost = costs("v5e", False)[there]
+    sizes = Sizes(4096, 4096, there.rows, there.columns)
+    fast, slow = (predicted(given[0], sizes, cost, False, arrival) for arrival in (0.0, 1e6))
+    visits = (4096 // there.rows) * (4096 // there.columns)
+    own = visits * (cost.step + cost.full)
+    assert slow - fast == visits * 1e6 - own
+    slower = dataclasses.replace(CHIPS["v5e"], traffic=0.1)
+    monkeypatch.setitem(CHIPS, "v5e", slower)
+    # every row of blocks reads all keys: as few rows as there are
+    assert blocks_for(*given).rows == max(size.rows for size in costs("v5e", False))
 
 
 def test_blocks_that_are_asked_for_or_cannot_be_known():

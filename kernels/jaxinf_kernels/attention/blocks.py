@@ -2,7 +2,8 @@
 
 ``costs.json`` holds, for chips and sizes of blocks, how many instruction words libtpu's schedule
 has for each part of a kernel (kernels/bench/attention_schedules.py writes it). For a problem the
-sizes are taken whose visits cost the least: what is masked, and how long sequences are, decides.
+sizes are taken whose visits cost the least, or as much as what they read takes to come from device
+memory: what is masked, how long sequences are and how wide heads are decide.
 """
 
 import json
@@ -50,12 +51,24 @@ def costs(chip: str, reverse: bool) -> dict[Blocks, Cost]:
     return {Blocks(*row["blocks"]): Cost(**row["cost"]) for row in rows}
 
 
-def predicted(problem: Problem, sizes: Sizes, cost: Cost, reverse: bool) -> float:
-    """Return the instruction words of a head, as far as its mask is known."""
+def predicted(
+    problem: Problem, sizes: Sizes, cost: Cost, reverse: bool, arrival: float = 0.0
+) -> float:
+    """Return the cycles of a head, as far as its mask is known.
+
+    Args:
+      problem: what is asked.
+      sizes: of its blocks.
+      cost: of the kernel's parts.
+      reverse: whether of the reverse rule, whose visits go along columns.
+      arrival: cycles in which what a visit reads comes from device memory, beside which the visit
+        before it is computed.
+    """
+    full_visit, masked_visit = (max(cost.step + a, arrival) for a in (cost.full, cost.masked))
     kinds = schedule(problem, sizes, by_rows=not reverse).kinds
     full, masked = ((kinds & 3 == kind).sum() for kind in (FULL, MIXED))
     first, last = ((kinds & flag != 0).sum() for flag in (FIRST, LAST))
-    visits = len(kinds) * cost.step + full * cost.full + masked * cost.masked
+    visits = full * full_visit + masked * masked_visit + (len(kinds) - full - masked) * cost.step
     return float(visits + first * cost.first + last * cost.last + cost.once)
 
 
@@ -84,7 +97,9 @@ def blocks_for(problem: Problem, q: Any, k: Any, v: Any, reverse: bool = False) 
         rows, columns = min(blocks.rows, up(n, LANES)), min(blocks.columns, up(m, LANES))
         shrunk = rows * columns / (blocks.rows * blocks.columns)
         scaled = cost._replace(full=cost.full * shrunk, masked=cost.masked * shrunk)
-        found = predicted(problem, Sizes(n, m, rows, columns), scaled, reverse)
+        # forward a visit reads keys and values, in reverse queries and cotangents
+        arrival = (rows if reverse else columns) * 512 * wide / chip.traffic
+        found = predicted(problem, Sizes(n, m, rows, columns), scaled, reverse, arrival)
         if found < least:
             best, least = blocks, found
     return best
