@@ -102,6 +102,25 @@ def _system(hurst: float, rates: np.ndarray, horizon: float) -> tuple[np.ndarray
     return matrix, horizon * seen - order * later
 
 
+def _interpolated(gamma: np.ndarray, horizon: float) -> np.ndarray:
+    """Return the scaled weights as Chebyshev coefficients in H; raise where they are lost."""
+    condition = np.linalg.cond(_system(0.5, gamma, horizon)[0])
+    if not condition < SINGULAR:
+        raise ValueError(
+            f"rates {gamma} cannot be told apart on [0, {horizon}], the condition number is "
+            f"{condition:.1e}: take fewer terms or a larger ratio."
+        )
+    angles = np.pi * (np.arange(NODES) + 0.5) / NODES
+    values = []
+    for index in (np.cos(angles) + 1) / 2:
+        weights = np.linalg.solve(*_system(index, gamma, horizon))
+        values.append(weights * gamma.max() ** (index - 0.5))
+    waves = np.cos(np.arange(NODES)[:, None] * angles[None])
+    coefficients = waves @ np.stack(values) * 2 / NODES
+    coefficients[0] /= 2
+    return coefficients
+
+
 def geometric_rates(terms: int = 5, ratio: float = 5.0) -> np.ndarray:
     r"""Rates of mean reversion on a geometric grid about 1.
 
@@ -119,7 +138,7 @@ def geometric_rates(terms: int = 5, ratio: float = 5.0) -> np.ndarray:
 
     Reference:
       R. Daems, M. Opper, G. Crevecoeur and T. Birdal, "Variational inference for SDEs driven by
-      fractional noise" (2024), section 3.
+      fractional noise" (2024), the Markov approximation.
     """
     check_count("terms", terms)
     if not ratio > 1:
@@ -162,7 +181,7 @@ def fractional_brownian(
 
     Reference:
       R. Daems, M. Opper, G. Crevecoeur and T. Birdal, "Variational inference for SDEs driven by
-      fractional noise" (2024), section 3 and the proposition on optimal coefficients. The system is
+      fractional noise" (2024), the proposition on optimal coefficients. The system is
       ill-conditioned, so it is solved in float64 at Chebyshev's nodes of H in (0, 1) and
       interpolated: in float64 to rounding, and usable in float32.
     """
@@ -175,19 +194,6 @@ def fractional_brownian(
         raise ValueError(f"rates must have shape (K,), got {gamma.shape}.")
     check_positive("rates", gamma)
     check_positive("horizon", horizon)
-    condition = np.linalg.cond(_system(0.5, gamma, float(horizon))[0])
-    if not condition < SINGULAR:
-        raise ValueError(
-            f"rates {gamma} cannot be told apart on [0, {horizon}], the condition number is "
-            f"{condition:.1e}: take fewer terms or a larger ratio."
-        )
-    angles = np.pi * (np.arange(NODES) + 0.5) / NODES
-    values = []
-    for index in (np.cos(angles) + 1) / 2:
-        weights = np.linalg.solve(*_system(index, gamma, float(horizon)))
-        values.append(weights * gamma.max() ** (index - 0.5))
-    waves = np.cos(np.arange(NODES)[:, None] * angles[None])
-    coefficients = waves @ np.stack(values) * 2 / NODES
-    coefficients[0] /= 2
+    coefficients = _interpolated(gamma, float(horizon))
     hurst, rates, horizon = (jnp.asarray(a, float) for a in (hurst, gamma, horizon))
     return FractionalBrownian(hurst, rates, horizon, jnp.asarray(coefficients, float))

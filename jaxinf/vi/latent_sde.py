@@ -65,7 +65,7 @@ def latent_sde(
 
     Reference:
       R. Daems, M. Opper, G. Crevecoeur and T. Birdal, "Variational inference for SDEs driven by
-      fractional noise" (2024), section 4.
+      fractional noise" (2024), the augmented equation.
     """
     return LatentSDE(driver, params, drift, dispersion, control)
 

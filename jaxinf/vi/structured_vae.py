@@ -105,9 +105,9 @@ def gaussian_potentials(
       ValueError: for other shapes, and for concrete precisions that are not positive semi-definite.
 
     Reference:
-      Y. Zhao and S. Linderman, "Revisiting structured variational autoencoders" (2023), section 3;
+      Y. Zhao and S. Linderman, "Revisiting structured variational autoencoders" (2023);
       M. Johnson et al., "Composing graphical models with neural networks for structured
-      representations and fast inference" (2016), section 4.2.
+      representations and fast inference" (2016), conjugate potentials.
     """
     means, precisions = jnp.asarray(means), jnp.asarray(precisions)
     if means.ndim != 2 or precisions.shape not in (means.shape, (*means.shape, means.shape[1])):
@@ -164,7 +164,7 @@ def structured_posterior(
       ValueError: where lengths or sizes do not fit, or for a mask of another shape or type.
 
     Reference:
-      Y. Zhao and S. Linderman, "Revisiting structured variational autoencoders" (2023), section 3.
+      Y. Zhao and S. Linderman, "Revisiting structured variational autoencoders" (2023).
       Deviations: natural gradients of the prior's parameters are left to the optimiser.
     """
     length = _check(initial, transition, potentials)
@@ -217,7 +217,7 @@ def structured_elbo(
         likelihood that is not one number.
 
     Reference:
-      Y. Zhao and S. Linderman, "Revisiting structured variational autoencoders" (2023), section 3.
+      Y. Zhao and S. Linderman, "Revisiting structured variational autoencoders" (2023).
     """
     length = jax.tree.leaves(posterior.potentials)[0].shape[0]
     lengths = [jnp.shape(a)[:1] for a in jax.tree.leaves(observations)]
@@ -233,14 +233,7 @@ def structured_elbo(
     )
 
     def one(key: Key, law: Any, x: PyTree) -> Array:
-        points, weights = _points(key, law, nodes)
-        values = jax.vmap(lambda z: log_likelihood(params, z, x))(points)
-        if values.shape != weights.shape:
-            raise ValueError(
-                f"log_likelihood must give one number, got shape {values.shape[1:]}: sum over the "
-                "numbers of an observation."
-            )
-        return jnp.sum(jnp.where(weights > 0, weights * values, 0.0))
+        return _mean(lambda z: log_likelihood(params, z, x), *_points(key, law, nodes))
 
     each = jax.vmap(one)(jax.random.split(key, length), posterior.marginals, filled)
     fit = jnp.sum(jnp.where(observed, each, 0.0))
@@ -254,6 +247,17 @@ def _points(key: Key, law: Any, nodes: Nodes) -> tuple[Array, Array]:
         return jnp.arange(law.log_probs.size), jnp.exp(law.log_probs)
     white, weights = nodes(key, law.mean.size)
     return law.mean[None] + jax.vmap(law.covariance.sqrt)(white.astype(law.mean.dtype)), weights
+
+
+def _mean(function: Callable[[Any], Array], points: Array, weights: Array) -> Float[Array, ""]:
+    """Return the weighted mean of a log likelihood, points without weight left out."""
+    values = jax.vmap(function)(points)
+    if values.shape != weights.shape:
+        raise ValueError(
+            f"log_likelihood must give one number, got shape {values.shape[1:]}: sum over the "
+            "numbers of an observation."
+        )
+    return jnp.sum(jnp.where(weights > 0, weights * values, 0.0))
 
 
 def _expected(message: Any, law: Any) -> Float[Array, ""]:

@@ -168,9 +168,7 @@ def controlled(process):
 def draws(sde, key, count):
     def one(key):
         noise = core.Independent(key, 0, 0, (1,), jnp.float64)
-        return vi.latent_sde_elbo(
-            noise, sde, jnp.array([START]), jnp.asarray(GRID), log_likelihood
-        )._replace(path=None)
+        return vi.latent_sde_elbo(noise, sde, jnp.array([START]), jnp.asarray(GRID), log_likelihood)
 
     return jax.jit(jax.vmap(one))(jax.random.split(key, count))
 
@@ -192,6 +190,28 @@ def test_bound_of_a_linear_equation_is_the_evidence(x64, key):
     weights = np.exp(np.asarray(loose.log_likelihood - exact))
     # what Euler's steps are off, seen by the controlled mean, is below 0.05
     assert abs(weights.mean() - 1) < 4 * weights.std() / np.sqrt(20_000) + 0.05
+
+
+class Impulse:
+    """Noise of the first step alone."""
+
+    def increment(self, t, s):
+        return jnp.where(t == 0, 1.0, 0.0)[None]
+
+
+def test_an_impulse_is_answered_by_the_kernel(x64):
+    """X = B^ for no drift: each Y forgets by 1 - gamma dt a step."""
+    process = driver(0.7)
+    sde = vi.latent_sde(
+        process, lambda params, t, x: 0 * x, lambda params, t, x: jnp.ones((1, 1)), none
+    )
+    found = vi.latent_sde_elbo(
+        Impulse(), sde, jnp.zeros(1), jnp.asarray(GRID), lambda params, path: jnp.sum(path)
+    )
+    kept = (1 - process.rates[None] / STEPS) ** np.arange(STEPS)[:, None]
+    np.testing.assert_allclose(
+        found.path[1:, 0], kept @ process.weights / np.sqrt(STEPS), atol=1e-12
+    )
 
 
 def test_gradient_in_the_hurst_index(x64, key):
