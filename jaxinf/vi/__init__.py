@@ -27,10 +27,12 @@ from jaxinf.vi.fit import Fit, Steps, fit
 from jaxinf.vi.flow_family import Flow, flow
 from jaxinf.vi.forward_backward import ForwardBackward, ForwardBackwardInfo, forward_backward
 from jaxinf.vi.forward_kl import ForwardKL, forward_kl
+from jaxinf.vi.fractional import FractionalBrownian, fractional_brownian, geometric_rates
 from jaxinf.vi.implicit import Implicit, implicit, linearised_entropy
 from jaxinf.vi.inverted import Inverted, inverted
 from jaxinf.vi.iwae import IWAE, GradientPath, iwae
 from jaxinf.vi.laplace import Laplace, LaplaceInfo, laplace
+from jaxinf.vi.latent_sde import LatentSDE, LatentSDEBound, latent_sde, latent_sde_elbo
 from jaxinf.vi.learn import learn
 from jaxinf.vi.log_derivative import LogDerivative, log_derivative
 from jaxinf.vi.log_variance import LogVariance, log_variance
@@ -57,6 +59,13 @@ from jaxinf.vi.residual_flow import Residual, residual, residual_flow
 from jaxinf.vi.spline import Spline, spline
 from jaxinf.vi.spline_coupling import spline_coupling, spline_coupling_flow
 from jaxinf.vi.stacked import Stacked, stacked
+from jaxinf.vi.structured_vae import (
+    StructuredELBO,
+    StructuredPosterior,
+    gaussian_potentials,
+    structured_elbo,
+    structured_posterior,
+)
 from jaxinf.vi.svi import svi
 from jaxinf.vi.trajectory_balance import (
     Balanced,
@@ -84,6 +93,7 @@ __all__ = [
     "ForwardBackward",
     "ForwardBackwardInfo",
     "ForwardKL",
+    "FractionalBrownian",
     "GaussHermite",
     "GaussianFamily",
     "GradientPath",
@@ -93,6 +103,8 @@ __all__ = [
     "Kernels",
     "Laplace",
     "LaplaceInfo",
+    "LatentSDE",
+    "LatentSDEBound",
     "Local",
     "LogDerivative",
     "LogVariance",
@@ -119,6 +131,8 @@ __all__ = [
     "Spline",
     "Stacked",
     "Steps",
+    "StructuredELBO",
+    "StructuredPosterior",
     "TrajectoryBalance",
     "Underdamped",
     "Weighed",
@@ -142,14 +156,19 @@ __all__ = [
     "flow",
     "forward_backward",
     "forward_kl",
+    "fractional_brownian",
     "full_rank",
     "gauss_hermite",
+    "gaussian_potentials",
+    "geometric_rates",
     "implicit",
     "inverse_hessian",
     "inverted",
     "iwae",
     "langevin_annealing",
     "laplace",
+    "latent_sde",
+    "latent_sde_elbo",
     "learn",
     "linearised_entropy",
     "log_derivative",
@@ -179,6 +198,8 @@ __all__ = [
     "spline_coupling",
     "spline_coupling_flow",
     "stacked",
+    "structured_elbo",
+    "structured_posterior",
     "svi",
     "trajectory_balance",
     "underdamped",
