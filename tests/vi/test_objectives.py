@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import optax
 import pytest
 
 from jaxinf import core, grad, target, vi
@@ -211,7 +212,10 @@ def gaussian(data, x):
 def test_families_reach_the_best_they_can(family, gap):
     mean = jnp.array([1.0, -0.5, 0.2])
     posterior = target.density(gaussian, jnp.zeros(3), (mean, COVARIANCE))
-    found = vi.approximate(KEY, posterior, family, objective=vi.elbo(16, sticking=True), steps=1500)
+    found = vi.approximate(
+        KEY, posterior, family, objective=vi.elbo(16, sticking=True), steps=1500,
+        optimizer=optax.adam(optax.cosine_decay_schedule(0.02, 1500)),
+    )  # fmt: skip
     pair = vi.pair(posterior, found.params)
     bound, error, _ = mean_of(lambda key: vi.elbo(16)(key, pair)[1].bound, 1000)
     assert abs(bound - (2.0 - gap)) < 4 * error + 0.01
