@@ -6,9 +6,26 @@ a divergence of any such pair; how each random choice is differentiated is :mod:
 """
 
 from jaxinf.vi.affine_coupling import Affine, affine, affine_coupling, affine_coupling_flow
+from jaxinf.vi.analytic_elbo import AnalyticELBO, analytic_elbo
 from jaxinf.vi.annealing import Annealing, annealing
 from jaxinf.vi.approximate import approximate
+from jaxinf.vi.autoencoder import (
+    Amortised,
+    Autoencoder,
+    Bounds,
+    Joint,
+    amortised,
+    autoencoder,
+    bounds,
+    independent,
+)
 from jaxinf.vi.autoregressive import Autoregressive, autoregressive, autoregressive_flow
+from jaxinf.vi.bayesian_autoencoder import (
+    BayesianAutoencoder,
+    FullBayes,
+    bayesian_autoencoder,
+    full_bayes,
+)
 from jaxinf.vi.bijection import pull
 from jaxinf.vi.chain import Chain, chain
 from jaxinf.vi.controlled import (
@@ -27,11 +44,18 @@ from jaxinf.vi.fit import Fit, Steps, fit
 from jaxinf.vi.flow_family import Flow, flow
 from jaxinf.vi.forward_backward import ForwardBackward, ForwardBackwardInfo, forward_backward
 from jaxinf.vi.forward_kl import ForwardKL, forward_kl
+from jaxinf.vi.gaussian_gradients import (
+    GaussianGradients,
+    RankOne,
+    gaussian_gradients,
+    rank_one,
+)
 from jaxinf.vi.implicit import Implicit, implicit, linearised_entropy
 from jaxinf.vi.inverted import Inverted, inverted
 from jaxinf.vi.iwae import IWAE, GradientPath, iwae
 from jaxinf.vi.laplace import Laplace, LaplaceInfo, laplace
 from jaxinf.vi.learn import learn
+from jaxinf.vi.likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
 from jaxinf.vi.log_derivative import LogDerivative, log_derivative
 from jaxinf.vi.log_variance import LogVariance, log_variance
 from jaxinf.vi.marginal import Marginal, marginal
@@ -70,9 +94,15 @@ __all__ = [
     "ELBO",
     "IWAE",
     "Affine",
+    "Amortised",
+    "AnalyticELBO",
     "Annealing",
+    "Autoencoder",
     "Autoregressive",
     "Balanced",
+    "BayesianAutoencoder",
+    "BernoulliLikelihood",
+    "Bounds",
     "Chain",
     "Controlled",
     "Coupling",
@@ -84,15 +114,20 @@ __all__ = [
     "ForwardBackward",
     "ForwardBackwardInfo",
     "ForwardKL",
+    "FullBayes",
     "GaussHermite",
     "GaussianFamily",
+    "GaussianGradients",
+    "GaussianLikelihood",
     "GradientPath",
     "Implicit",
     "Info",
     "Inverted",
+    "Joint",
     "Kernels",
     "Laplace",
     "LaplaceInfo",
+    "Likelihood",
     "Local",
     "LogDerivative",
     "LogVariance",
@@ -114,6 +149,7 @@ __all__ = [
     "Planar",
     "QuasiNewton",
     "Radial",
+    "RankOne",
     "Renyi",
     "Residual",
     "Spline",
@@ -125,11 +161,16 @@ __all__ = [
     "affine",
     "affine_coupling",
     "affine_coupling_flow",
+    "amortised",
+    "analytic_elbo",
     "annealing",
     "approximate",
+    "autoencoder",
     "autoregressive",
     "autoregressive_flow",
     "balanced",
+    "bayesian_autoencoder",
+    "bounds",
     "chain",
     "controlled",
     "coupling",
@@ -142,9 +183,12 @@ __all__ = [
     "flow",
     "forward_backward",
     "forward_kl",
+    "full_bayes",
     "full_rank",
     "gauss_hermite",
+    "gaussian_gradients",
     "implicit",
+    "independent",
     "inverse_hessian",
     "inverted",
     "iwae",
@@ -171,6 +215,7 @@ __all__ = [
     "pull",
     "radial",
     "radial_flow",
+    "rank_one",
     "remember",
     "renyi",
     "residual",
