@@ -161,6 +161,18 @@ def test_gradients_with_the_divergence_in_closed_form_vary_less(small):
     np.testing.assert_allclose(a[:, parts["decoder"]], b[:, parts["decoder"]], atol=1e-9)
 
 
+def test_the_closed_divergence_is_what_the_draw_leaves(small, key):
+    model, x = small
+    measures = model.pair(x[0])
+    (mean, log_scale), count = encode(model.encoder, x[0]), 5
+    draws = jax.vmap(measures.q.sample)(jax.random.split(key, count))
+    likelihood = jnp.mean(jax.vmap(measures.p.log_likelihood)(draws))
+    divergence = jnp.sum(jnp.exp(2 * log_scale) + mean**2 - 1 - 2 * log_scale) / 2
+    loss, info = vi.analytic_elbo(count)(key, measures)
+    np.testing.assert_allclose(loss, divergence - likelihood, rtol=1e-12)
+    np.testing.assert_allclose(info.bound, -loss, rtol=1e-12)
+
+
 def test_many_draws_are_above_the_bound_and_below_the_evidence(small, key):
     model, x = small
     w, noise = model.decoder["w"], jnp.exp(2 * model.decoder["log_scale"])
