@@ -6,9 +6,26 @@ a divergence of any such pair; how each random choice is differentiated is :mod:
 """
 
 from jaxinf.vi.affine_coupling import Affine, affine, affine_coupling, affine_coupling_flow
+from jaxinf.vi.analytic_elbo import AnalyticELBO, analytic_elbo
 from jaxinf.vi.annealing import Annealing, annealing
 from jaxinf.vi.approximate import approximate
+from jaxinf.vi.autoencoder import (
+    Amortised,
+    Autoencoder,
+    Bounds,
+    Joint,
+    amortised,
+    autoencoder,
+    bounds,
+    independent,
+)
 from jaxinf.vi.autoregressive import Autoregressive, autoregressive, autoregressive_flow
+from jaxinf.vi.bayesian_autoencoder import (
+    BayesianAutoencoder,
+    FullBayes,
+    bayesian_autoencoder,
+    full_bayes,
+)
 from jaxinf.vi.bijection import pull
 from jaxinf.vi.chain import Chain, chain
 from jaxinf.vi.controlled import (
@@ -28,12 +45,19 @@ from jaxinf.vi.flow_family import Flow, flow
 from jaxinf.vi.forward_backward import ForwardBackward, ForwardBackwardInfo, forward_backward
 from jaxinf.vi.forward_kl import ForwardKL, forward_kl
 from jaxinf.vi.fractional import FractionalBrownian, fractional_brownian, geometric_rates
+from jaxinf.vi.gaussian_gradients import (
+    GaussianGradients,
+    RankOne,
+    gaussian_gradients,
+    rank_one,
+)
 from jaxinf.vi.implicit import Implicit, implicit, linearised_entropy
 from jaxinf.vi.inverted import Inverted, inverted
 from jaxinf.vi.iwae import IWAE, GradientPath, iwae
 from jaxinf.vi.laplace import Laplace, LaplaceInfo, laplace
 from jaxinf.vi.latent_sde import LatentSDE, LatentSDEBound, latent_sde, latent_sde_elbo
 from jaxinf.vi.learn import learn
+from jaxinf.vi.likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
 from jaxinf.vi.log_derivative import LogDerivative, log_derivative
 from jaxinf.vi.log_variance import LogVariance, log_variance
 from jaxinf.vi.marginal import Marginal, marginal
@@ -79,9 +103,15 @@ __all__ = [
     "ELBO",
     "IWAE",
     "Affine",
+    "Amortised",
+    "AnalyticELBO",
     "Annealing",
+    "Autoencoder",
     "Autoregressive",
     "Balanced",
+    "BayesianAutoencoder",
+    "BernoulliLikelihood",
+    "Bounds",
     "Chain",
     "Controlled",
     "Coupling",
@@ -94,17 +124,22 @@ __all__ = [
     "ForwardBackwardInfo",
     "ForwardKL",
     "FractionalBrownian",
+    "FullBayes",
     "GaussHermite",
     "GaussianFamily",
+    "GaussianGradients",
+    "GaussianLikelihood",
     "GradientPath",
     "Implicit",
     "Info",
     "Inverted",
+    "Joint",
     "Kernels",
     "Laplace",
     "LaplaceInfo",
     "LatentSDE",
     "LatentSDEBound",
+    "Likelihood",
     "Local",
     "LogDerivative",
     "LogVariance",
@@ -126,6 +161,7 @@ __all__ = [
     "Planar",
     "QuasiNewton",
     "Radial",
+    "RankOne",
     "Renyi",
     "Residual",
     "Spline",
@@ -139,11 +175,16 @@ __all__ = [
     "affine",
     "affine_coupling",
     "affine_coupling_flow",
+    "amortised",
+    "analytic_elbo",
     "annealing",
     "approximate",
+    "autoencoder",
     "autoregressive",
     "autoregressive_flow",
     "balanced",
+    "bayesian_autoencoder",
+    "bounds",
     "chain",
     "controlled",
     "coupling",
@@ -157,11 +198,14 @@ __all__ = [
     "forward_backward",
     "forward_kl",
     "fractional_brownian",
+    "full_bayes",
     "full_rank",
     "gauss_hermite",
+    "gaussian_gradients",
     "gaussian_potentials",
     "geometric_rates",
     "implicit",
+    "independent",
     "inverse_hessian",
     "inverted",
     "iwae",
@@ -190,6 +234,7 @@ __all__ = [
     "pull",
     "radial",
     "radial_flow",
+    "rank_one",
     "remember",
     "renyi",
     "residual",

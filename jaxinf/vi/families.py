@@ -51,6 +51,20 @@ class GaussianFamily:
         x = law.sample(key)
         return x, law.log_prob(x)
 
+    def standard_divergence(self) -> Float[Array, ""]:
+        """Return KL(self || N(0, I)), in nats."""
+        trace = jnp.sum(jnp.exp(2 * self.log_scale))
+        half_log_det = jnp.sum(self.log_scale)
+        if self.below is not None:
+            trace = trace + jnp.sum(jnp.square(jnp.tril(self.below, -1)))
+        elif self.factors is not None:
+            white = self.factors * jnp.exp(-self.log_scale)[:, None]
+            inner = jnp.eye(white.shape[1], dtype=white.dtype) + white.T @ white
+            trace = trace + jnp.sum(jnp.square(self.factors))
+            half_log_det = half_log_det + jnp.sum(jnp.log(jnp.diagonal(jnp.linalg.cholesky(inner))))
+        square = jnp.sum(jnp.square(self.mean))
+        return (trace + square - self.dim) / 2 - half_log_det
+
 
 def mean_field(dim: int, *, mean: Any = 0.0, scale: Any = 1.0) -> GaussianFamily:
     r"""Gaussians of independent numbers, :math:`N(m, \mathrm{diag}(s)^2)`.
