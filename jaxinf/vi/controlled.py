@@ -1,0 +1,119 @@
+"""Annealed Langevin paths with a control that is learnt."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxinf.core import Diagonal, Gaussian, Key, Leaf, record, static
+from jaxinf.vi.annealing import Annealing
+
+
+def _no_control(params: Any, x: Array, t: Any) -> Array:
+    """Return zeros."""
+    del params, t
+    return jnp.zeros_like(x)
+
+
+@record
+class Controlled:
+    """See :func:`controlled`, :func:`langevin_annealing` and :func:`monte_carlo_diffusion`."""
+
+    path: Annealing
+    params: Leaf
+    apply: Callable[..., Any] = static()
+    ahead: bool = static()
+    """Whether the control drives the way forward too, or corrects the way back alone."""
+
+    @property
+    def steps(self) -> int:
+        """How many steps there are."""
+        return self.path.steps
+
+    def start(self, target: Any) -> Gaussian:
+        """Return the Gaussian start."""
+        del target
+        return self.path.law
+
+    def around(self, target: Any, k: Any, state: Array) -> tuple[Gaussian, Gaussian]:
+        """Return Gaussian steps back and forth."""
+        score = self.path.score(target, k, state)
+        u = self.apply(self.params, state, k / self.steps)
+        behind, ahead = self.path.step(jnp.maximum(k - 1, 0)), self.path.step(k)
+        drift = score + u if self.ahead else score
+        return (
+            Gaussian(state + behind * (score - u), Diagonal(jnp.sqrt(2 * behind))),
+            Gaussian(state + ahead * drift, Diagonal(jnp.sqrt(2 * ahead))),
+        )
+
+    def log_target(self, target: Any, state: Array) -> Float[Array, ""]:
+        """Return the target's log density."""
+        return target.log_prob(state)
+
+    def lift(self, target: Any, key: Key, x: Array) -> Array:
+        """Return the last state at a position."""
+        del target, key
+        return x
+
+    def position(self, state: Array) -> Array:
+        """Return where a state is."""
+        return state
+
+
+def controlled(path: Annealing, apply: Callable[..., Any], params: Any) -> Controlled:
+    r"""Controlled Monte Carlo diffusion.
+
+    .. math:: F_k &= N\bigl(x + h_k (\nabla \log \pi_k(x) + u(x, t_k)), 2 h_k I\bigr) \\
+              B_k &= N\bigl(x' + h_k (\nabla \log \pi_{k+1}(x') - u(x', t_{k+1})), 2 h_k I\bigr)
+
+    The log weight of a path is a controlled Crooks work; at the control that carries
+    :math:`\pi_t` along exactly it is constant as steps grow.
+
+    Args:
+      path: :func:`annealing`.
+      apply: u, ``apply(params, x, t)`` of one state and a time in [0, 1], zero at first.
+      params: its parameters.
+
+    Returns:
+      The kernels, for :func:`path_measures`.
+
+    Reference:
+      F. Vargas, S. Padhy, D. Blessing and N. Nusken, "Transport meets variational inference:
+      controlled Monte Carlo diffusions" (2024), eqs. 21 to 23. Time is scaled so that sigma is 1.
+    """
+    return Controlled(path, params, apply, True)
+
+
+def langevin_annealing(path: Annealing) -> Controlled:
+    r"""Unadjusted Langevin annealing: :func:`controlled` without control.
+
+    Its weights are those of annealed importance sampling with Langevin steps that are not
+    corrected, held against their reversal.
+
+    Reference:
+      A. Thin, N. Kotelevskii, A. Doucet, A. Durmus, E. Moulines and M. Panov, "Monte Carlo
+      variational auto-encoders" (2021), section 3.2.
+    """
+    return Controlled(path, (), _no_control, False)
+
+
+def monte_carlo_diffusion(path: Annealing, apply: Callable[..., Any], params: Any) -> Controlled:
+    r"""Langevin annealing whose reversal is learnt.
+
+    .. math:: F_k &= N\bigl(x + h_k \nabla \log \pi_k(x), 2 h_k I\bigr) \\
+              B_k &= N\bigl(x' + h_k (\nabla \log \pi_{k+1}(x') - u(x', t_{k+1})), 2 h_k I\bigr)
+
+    Args:
+      path: :func:`annealing`.
+      apply: u, ``apply(params, x, t)``.
+      params: its parameters.
+
+    Returns:
+      The kernels, for :func:`path_measures`.
+
+    Reference:
+      A. Doucet, W. Grathwohl, A. G. de G. Matthews and H. Strathmann, "Score-based diffusion meets
+      annealed importance sampling" (2022), eqs. 14 to 17.
+    """
+    return Controlled(path, params, apply, False)
