@@ -56,7 +56,6 @@ from jaxinf.vi.inverted import Inverted, inverted
 from jaxinf.vi.iwae import IWAE, GradientPath, iwae
 from jaxinf.vi.laplace import Laplace, LaplaceInfo, laplace
 from jaxinf.vi.latent_sde import LatentSDE, LatentSDEBound, latent_sde, latent_sde_elbo
-from jaxinf.vi.learn import learn
 from jaxinf.vi.likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
 from jaxinf.vi.log_derivative import LogDerivative, log_derivative
 from jaxinf.vi.log_variance import LogVariance, log_variance
@@ -213,7 +212,6 @@ __all__ = [
     "laplace",
     "latent_sde",
     "latent_sde_elbo",
-    "learn",
     "linearised_entropy",
     "log_derivative",
     "log_variance",

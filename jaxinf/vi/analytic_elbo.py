@@ -8,7 +8,8 @@ from jaxtyping import Array, Float
 
 from jaxinf.core import Key
 from jaxinf.grad import averaged
-from jaxinf.vi.objective import Info, check_draws, info
+from jaxinf.vi.checks import check_least
+from jaxinf.vi.objective import Info, info
 from jaxinf.vi.pair import draws_of
 
 
@@ -57,5 +58,5 @@ def analytic_elbo(draws: int = 1) -> AnalyticELBO:
     Reference:
       D. P. Kingma and M. Welling, "Auto-Encoding Variational Bayes" (2014), eq. 7 and appendix B.
     """
-    check_draws(draws)
+    check_least(draws=draws)
     return AnalyticELBO(draws)

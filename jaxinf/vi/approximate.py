@@ -1,4 +1,4 @@
-"""A family fitted to a target."""
+"""A family, or the steps of a sampler, fitted to a target."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,16 +11,22 @@ from jaxinf.vi.elbo import elbo
 from jaxinf.vi.fit import Fit, fit
 from jaxinf.vi.objective import Info
 from jaxinf.vi.pair import pair
+from jaxinf.vi.paths import Kernels, path_measures
+
+
+def _measures(target: Any, family: Any) -> Any:
+    """Return a target and what is fitted to it as a pair."""
+    return path_measures(target, family) if isinstance(family, Kernels) else pair(target, family)
 
 
 @dataclass(frozen=True)
 class _Loss:
-    """An objective of a family that is learnt and a target that is given."""
+    """An objective of what is learnt and a target that is given."""
 
     objective: Any
 
     def __call__(self, family: Any, key: Key, target: Any) -> tuple[Array, Info]:
-        return self.objective(key, pair(target, family))
+        return self.objective(key, _measures(target, family))
 
 
 def approximate(
@@ -34,13 +40,13 @@ def approximate(
     opt_state: PyTree = None,
     progress: bool = False,
 ) -> Fit:
-    r"""Fit a family to a target.
+    r"""Fit a family, or the steps of a sampler, to a target.
 
     Args:
       key: a typed key.
       target: with ``log_prob(z)``.
-      family: where to start, with ``sample_and_log_prob(key)`` and ``log_prob(z)``; all its numbers
-        are learnt.
+      family: where to start, with ``sample_and_log_prob(key)`` and ``log_prob(z)``, or
+        :class:`Kernels` of :func:`path_measures`; all its numbers are learnt.
       objective: ``elbo(draws=16)`` by default.
       steps: how many.
       optimizer: optax's; Adam at 1e-2 by default.
@@ -48,7 +54,7 @@ def approximate(
       progress: whether a bar counts the steps.
 
     Returns:
-      :class:`Fit`; ``params`` is the fitted family.
+      :class:`Fit`; ``params`` is what was fitted.
 
     Raises:
       TypeError: where the target has no density.
@@ -57,7 +63,7 @@ def approximate(
     Example:
       ``vi.approximate(key, posterior, vi.full_rank(posterior.dim)).params.sample(key)``
     """
-    pair(target, family)
+    _measures(target, family)
     objective = elbo(16) if objective is None else objective
     return fit(
         key, _Loss(objective), family, target, steps=steps, optimizer=optimizer,

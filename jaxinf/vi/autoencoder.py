@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxinf.core import Key, Leaf, record, static
-from jaxinf.vi.checks import check_count
+from jaxinf.vi.checks import check_least
 from jaxinf.vi.families import GaussianFamily
 from jaxinf.vi.iwae import iwae
 from jaxinf.vi.likelihoods import BernoulliLikelihood
@@ -143,7 +143,7 @@ def autoencoder(
     Example:
       ``vi.fit(key, vi.amortised(vi.iwae(5)), vi.autoencoder(encode, decode, phi, theta, 16), x)``
     """
-    check_count("latent", latent)
+    check_least(latent=latent)
     likelihood = BernoulliLikelihood() if likelihood is None else likelihood
     return Autoencoder(encoder, decoder, likelihood, encode, decode, posterior, latent)
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxinf.core import Key, Leaf, carry, record, static
 from jaxinf.vi.affine_coupling import affine
-from jaxinf.vi.bijection import check_least
+from jaxinf.vi.checks import check_least
 from jaxinf.vi.coupling import Elementwise, check_shape
 from jaxinf.vi.families import mean_field
 from jaxinf.vi.flow_family import Flow, flow

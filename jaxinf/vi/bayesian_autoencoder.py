@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxinf.core import Diagonal, Gaussian, Key, Leaf, record
 from jaxinf.vi.autoencoder import Amortised, Autoencoder, independent
-from jaxinf.vi.checks import check_count, check_positive
+from jaxinf.vi.checks import check_least, check_positive
 from jaxinf.vi.families import GaussianFamily
 from jaxinf.vi.objective import Info
 
@@ -110,6 +110,6 @@ def full_bayes(objective: Any, examples: int, *, draws: int = 1) -> FullBayes:
     Reference:
       D. P. Kingma and M. Welling, "Auto-Encoding Variational Bayes" (2014), appendix F.
     """
-    check_count("examples", examples)
-    check_count("draws", draws)
+    check_least(examples=examples)
+    check_least(draws=draws)
     return FullBayes(objective, examples, draws)

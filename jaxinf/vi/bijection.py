@@ -1,4 +1,4 @@
-"""What bijections share: their inverse with its log-determinant, and checks of their sizes."""
+"""What bijections share: their inverse with its log-determinant, and what they must be."""
 
 from typing import Any
 
@@ -33,13 +33,6 @@ def check_bijection(bijection: Any) -> None:
             f"{type(bijection).__name__} is no bijection: it needs forward(u) -> (z, log_det) and "
             "inverse(z) -> u, as vi.planar(key, dim) has."
         )
-
-
-def check_least(least: int = 1, **sizes: int) -> None:
-    """Raise for sizes that are too small."""
-    for name, size in sizes.items():
-        if size < least:
-            raise ValueError(f"{name} must be at least {least}, got {size}.")
 
 
 def common_dim(parts: tuple[Any, ...]) -> int | None:

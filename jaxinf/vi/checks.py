@@ -1,4 +1,4 @@
-"""Checks of what is handed to a method that asks a target for its derivatives."""
+"""Checks of what is handed to this room: counts, numbers, targets."""
 
 from typing import Any
 
@@ -15,19 +15,25 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be positive, got {value}.")
 
 
-def check_count(name: str, value: int, least: int = 1) -> None:
-    """Raise for a count below the least."""
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}.")
+def check_least(least: int = 1, **sizes: int) -> None:
+    """Raise for counts and sizes below the least."""
+    for name, size in sizes.items():
+        if size < least:
+            raise ValueError(f"{name} must be at least {least}, got {size}.")
+
+
+def check_density(target: Any) -> None:
+    """Raise for what has no log density."""
+    if not hasattr(target, "log_prob"):
+        raise TypeError(
+            f"{type(target).__name__} has no log_prob: pass target.density(...), "
+            "target.program(...) or grad.annotate(program, data)."
+        )
 
 
 def check_target(target: Any, start: Any) -> None:
     """Raise for a target without a density or a gradient, or a start of another dimension."""
-    if not hasattr(target, "log_prob"):
-        raise TypeError(
-            f"{type(target).__name__} has no log_prob: pass target.density(...) or "
-            "target.program(...)."
-        )
+    check_density(target)
     shape = jnp.shape(start)
     dim = getattr(target, "dim", None)
     if len(shape) != 1 or (dim is not None and shape[0] != dim):

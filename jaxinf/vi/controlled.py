@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from jaxinf.core import Diagonal, Gaussian, Key, Leaf, record, static
+from jaxinf.core import Diagonal, Gaussian, Leaf, record, static
 from jaxinf.vi.annealing import Annealing
+from jaxinf.vi.paths import Kernels
 
 
 def _no_control(params: Any, x: Array, t: Any) -> Array:
@@ -17,7 +18,7 @@ def _no_control(params: Any, x: Array, t: Any) -> Array:
 
 
 @record
-class Controlled:
+class Controlled(Kernels):
     """See :func:`controlled`, :func:`langevin_annealing` and :func:`monte_carlo_diffusion`."""
 
     path: Annealing
@@ -46,19 +47,6 @@ class Controlled:
             Gaussian(state + behind * (score - u), Diagonal(jnp.sqrt(2 * behind))),
             Gaussian(state + ahead * drift, Diagonal(jnp.sqrt(2 * ahead))),
         )
-
-    def log_target(self, target: Any, state: Array) -> Float[Array, ""]:
-        """Return the target's log density."""
-        return target.log_prob(state)
-
-    def lift(self, target: Any, key: Key, x: Array) -> Array:
-        """Return the last state at a position."""
-        del target, key
-        return x
-
-    def position(self, state: Array) -> Array:
-        """Return where a state is."""
-        return state
 
 
 def controlled(path: Annealing, apply: Callable[..., Any], params: Any) -> Controlled:

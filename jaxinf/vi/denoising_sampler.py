@@ -5,14 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from jaxinf.core import Diagonal, Gaussian, Key, Leaf, record, static
+from jaxinf.core import Diagonal, Gaussian, Leaf, record, static
 from jaxinf.vi.annealing import check_sizes
+from jaxinf.vi.paths import Kernels
 
 
 @record
-class DenoisingSampler:
+class DenoisingSampler(Kernels):
     """See :func:`denoising_sampler`."""
 
     params: Leaf
@@ -40,19 +41,6 @@ class DenoisingSampler:
             Gaussian(jnp.sqrt(1 - behind) * state, Diagonal(scale * jnp.sqrt(behind))),
             Gaussian(mean, Diagonal(scale * jnp.sqrt(ahead))),
         )
-
-    def log_target(self, target: Any, state: Array) -> Float[Array, ""]:
-        """Return the target's log density."""
-        return target.log_prob(state)
-
-    def lift(self, target: Any, key: Key, x: Array) -> Array:
-        """Return the last state at a position."""
-        del target, key
-        return x
-
-    def position(self, state: Array) -> Array:
-        """Return where a state is."""
-        return state
 
 
 def denoising_sampler(

@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxinf.core import Key, Leaf, check_key, record, static
-from jaxinf.vi.checks import check_count
+from jaxinf.vi.checks import check_least
 from jaxinf.vi.elbo import elbo
 from jaxinf.vi.fit import Fit, fit
 from jaxinf.vi.objective import Info
@@ -210,7 +210,7 @@ def _local(
 
 def _check(log_joint: Any, params: PyTree, data: PyTree, family: Any, fast: int) -> int:
     """Return how many examples there are; raise for what is wrong."""
-    check_count("fast", fast)
+    check_least(fast=fast)
     leaves = jax.tree.leaves(data)
     sizes = {jnp.shape(leaf)[:1] for leaf in leaves}
     if len(sizes) != 1 or sizes & {(), (0,)}:

@@ -8,7 +8,8 @@ from jaxtyping import Array, Float
 
 from jaxinf.core import Key
 from jaxinf.grad import averaged
-from jaxinf.vi.objective import Info, check_draws, info
+from jaxinf.vi.checks import check_least
+from jaxinf.vi.objective import Info, info
 from jaxinf.vi.pair import draws_of, frozen
 
 
@@ -51,5 +52,5 @@ def elbo(draws: int = 1, *, sticking: bool = False) -> ELBO:
       D. P. Kingma and M. Welling, "Auto-Encoding Variational Bayes" (2014), eq. 3; G. Roeder, Y. Wu
       and D. Duvenaud, "Sticking the landing" (2017), eq. 8.
     """
-    check_draws(draws)
+    check_least(draws=draws)
     return ELBO(draws, sticking)

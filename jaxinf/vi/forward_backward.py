@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxinf.core import Dense, Gaussian, Key, check_key
-from jaxinf.vi.checks import check_count, check_positive, check_target
+from jaxinf.vi.checks import check_least, check_positive, check_target
 from jaxinf.vi.nodes import Nodes, gauss_hermite, monte_carlo
 
 
@@ -83,8 +83,8 @@ def forward_backward(
     """
     check_key(key)
     check_target(target, start.mean)
-    check_count("steps", steps)
-    check_count("draws", draws)
+    check_least(steps=steps)
+    check_least(draws=draws)
     check_positive("step", step)
     if jnp.shape(step) not in ((), (steps,)):
         raise ValueError(f"step must have shape () or ({steps},), got {jnp.shape(step)}.")

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinf.core import Key
+from jaxinf.vi.checks import check_least
 from jaxinf.vi.iwae import log_mean
-from jaxinf.vi.objective import Info, check_draws, info
-from jaxinf.vi.pair import draws_of, single
+from jaxinf.vi.objective import Info, info
+from jaxinf.vi.pair import held_draws
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,7 @@ class ForwardKL:
 
     def __call__(self, key: Key, measures: Any) -> tuple[Float[Array, ""], Info]:
         """Return the cross-entropy, and minus the bound in p's numbers."""
-        draw = single(jax.lax.stop_gradient(draws_of(key, measures, self.draws)))
-        log_p, log_q = jax.vmap(measures.evaluate)(draw.values)
+        draw, log_p, log_q = held_draws(key, measures, self.draws)
         log_w = jax.lax.stop_gradient(log_p - log_q)
         shares = jax.nn.softmax(log_w)
         loss = -jnp.sum(shares * (log_q + log_p))
@@ -50,5 +50,5 @@ def forward_kl(draws: int = 16) -> ForwardKL:
     Reference:
       J. Bornschein and Y. Bengio, "Reweighted wake-sleep" (2015), eqs. 8 and 10.
     """
-    check_draws(draws, 2)
+    check_least(2, draws=draws)
     return ForwardKL(draws)

@@ -11,7 +11,7 @@ from scipy import special
 from jaxinf.core import Key, Scalar, is_concrete, record
 from jaxinf.core.types import Leaf
 from jaxinf.markov import LinearGaussian
-from jaxinf.vi.checks import check_count, check_positive
+from jaxinf.vi.checks import check_least, check_positive
 
 NODES = 32
 """Of Chebyshev's interpolation of the weights in the Hurst index, of which they are entire."""
@@ -140,7 +140,7 @@ def geometric_rates(terms: int = 5, ratio: float = 5.0) -> np.ndarray:
       R. Daems, M. Opper, G. Crevecoeur and T. Birdal, "Variational inference for SDEs driven by
       fractional noise" (2024), the Markov approximation.
     """
-    check_count("terms", terms)
+    check_least(terms=terms)
     if not ratio > 1:
         raise ValueError(f"ratio must be above 1, got {ratio}.")
     return ratio ** (np.arange(1, terms + 1) - (terms + 1) / 2)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinf.core import Diagonal, Gaussian, Key, Leaf, record
-from jaxinf.vi.checks import check_count, check_positive
+from jaxinf.vi.checks import check_least, check_positive
 
 
 class GaussianGradients(NamedTuple):
@@ -52,7 +52,7 @@ def gaussian_gradients(
     Example:
       ``vi.gaussian_gradients(key, f, core.gaussian(mean, core.Diagonal(scale)), draws=100)``
     """
-    check_count("draws", draws)
+    check_least(draws=draws)
     diagonal = isinstance(law.covariance, Diagonal)
 
     def one(key: Key) -> GaussianGradients:
@@ -157,7 +157,7 @@ def rank_one(dim: int, *, mean: Any = 0.0, precision: Any = 1.0, direction: Any 
     Example:
       ``vi.approximate(key, posterior, vi.rank_one(posterior.dim))``
     """
-    check_count("dim", dim)
+    check_least(dim=dim)
     check_positive("precision", precision)
     spread = [jnp.broadcast_to(jnp.asarray(a, float), (dim,)) for a in (mean, precision, direction)]
     return RankOne(spread[0], jnp.log(spread[1]), spread[2])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxinf.core import Key, Leaf, record, static
-from jaxinf.vi.checks import check_count, check_positive
+from jaxinf.vi.checks import check_least, check_positive
 
 
 @record
@@ -127,11 +127,11 @@ def implicit(
     Example:
       ``vi.approximate(key, posterior, vi.implicit(apply, params, 8, posterior.dim, 0.01))``
     """
-    check_count("latent", latent)
-    check_count("dim", dim)
+    check_least(latent=latent)
+    check_least(dim=dim)
     check_positive("sigma", sigma)
     if iterations is not None:
-        check_count("iterations", iterations)
+        check_least(iterations=iterations)
         iterations = min(iterations, latent, dim)
     log_sigma = jnp.log(jnp.asarray(sigma, float))
     found = jax.eval_shape(apply, params, jax.ShapeDtypeStruct((latent,), log_sigma.dtype))

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 
 from jaxinf.core import Key
 from jaxinf.grad import reduced
-from jaxinf.vi.objective import Info, check_draws, info
+from jaxinf.vi.checks import check_least
+from jaxinf.vi.objective import Info, info
 from jaxinf.vi.pair import Weighed, draws_of, frozen, single
 
 
@@ -86,5 +87,5 @@ def iwae(draws: int = 5, *, path: GradientPath = GradientPath.TOTAL) -> IWAE:
       G. Tucker, D. Lawson, S. Gu and C. J. Maddison, "Doubly reparameterized gradient estimators
       for Monte Carlo objectives" (2019), eq. 8.
     """
-    check_draws(draws)
+    check_least(draws=draws)
     return IWAE(draws, path)

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxinf.core import Dense, Gaussian
-from jaxinf.vi.checks import check_count, check_positive, check_target
+from jaxinf.vi.checks import check_least, check_positive, check_target
 
 POLISH = 5
 """Newton's steps at the end, each of them taken where it makes the gradient smaller."""
@@ -78,7 +78,7 @@ def laplace(
     """
     start = jnp.asarray(start, jnp.result_type(start, float))
     check_target(target, start)
-    check_count("steps", steps)
+    check_least(steps=steps)
     tolerance = math.sqrt(jnp.finfo(start.dtype).eps) if tolerance is None else tolerance
     check_positive("tolerance", tolerance)
     return _laplace(target, start, tolerance, steps)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinf.core import Key
-from jaxinf.vi.objective import Info, check_draws, info
-from jaxinf.vi.pair import draws_of, single
+from jaxinf.vi.checks import check_least
+from jaxinf.vi.objective import Info, info
+from jaxinf.vi.pair import held_draws
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,7 @@ class LogDerivative:
 
     def __call__(self, key: Key, measures: Any) -> tuple[Float[Array, ""], Info]:
         """Return minus the evidence lower bound."""
-        draw = single(jax.lax.stop_gradient(draws_of(key, measures, self.draws)))
-        log_p, log_q = jax.vmap(measures.evaluate)(draw.values)
+        draw, log_p, log_q = held_draws(key, measures, self.draws)
         cost = jax.lax.stop_gradient(log_q - log_p)
         others = (jnp.sum(cost) - cost) / (self.draws - 1)
         slope = jnp.mean((cost - others) * log_q - log_p)
@@ -51,5 +51,5 @@ def log_derivative(draws: int = 16) -> LogDerivative:
     Reference:
       "Rethinking losses for diffusion bridge samplers" (2025), eq. 9.
     """
-    check_draws(draws, 2)
+    check_least(2, draws=draws)
     return LogDerivative(draws)

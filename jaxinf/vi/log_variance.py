@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinf.core import Key
-from jaxinf.vi.objective import Info, check_draws, info
-from jaxinf.vi.pair import draws_of, single
+from jaxinf.vi.checks import check_least
+from jaxinf.vi.objective import Info, info
+from jaxinf.vi.pair import held_draws
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,7 @@ class LogVariance:
 
     def __call__(self, key: Key, measures: Any) -> tuple[Float[Array, ""], Info]:
         """Return half the variance."""
-        draw = single(jax.lax.stop_gradient(draws_of(key, measures, self.draws)))
-        log_p, log_q = jax.vmap(measures.evaluate)(draw.values)
+        draw, log_p, log_q = held_draws(key, measures, self.draws)
         log_w = log_p - log_q
         return 0.5 * jnp.var(log_w, ddof=1), info(jnp.mean(log_w), draw)
 
@@ -47,5 +46,5 @@ def log_variance(draws: int = 16) -> LogVariance:
       L. Richter, A. Boustati, N. Nusken, F. J. R. Ruiz and O. D. Akyildiz, "VarGrad: a low-variance
       gradient estimator for variational inference" (2020), eq. 10.
     """
-    check_draws(draws, 2)
+    check_least(2, draws=draws)
     return LogVariance(draws)

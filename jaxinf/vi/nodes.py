@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxinf.core import Key, record, static
-from jaxinf.vi.checks import check_count
+from jaxinf.vi.checks import check_least
 
 MOST = 200_000
 """Nodes of a product rule beyond which it is refused."""
@@ -75,7 +75,7 @@ def gauss_hermite(points: int) -> GaussHermite:
     Raises:
       ValueError: for fewer than one point, and when it is used for more than 200 000 nodes.
     """
-    check_count("points", points)
+    check_least(points=points)
     return GaussHermite(points)
 
 
@@ -93,5 +93,5 @@ def monte_carlo(draws: int) -> MonteCarlo:
     Raises:
       ValueError: for fewer than one draw.
     """
-    check_count("draws", draws)
+    check_least(draws=draws)
     return MonteCarlo(draws)

@@ -32,9 +32,3 @@ def info(bound: Array, draw: Weighed) -> Info:
     """Return what a bound was made of."""
     bad = ~jnp.isfinite(draw.log_p - draw.log_q)
     return Info(jax.lax.stop_gradient(bound), jnp.sum(bad, dtype=jnp.int32))
-
-
-def check_draws(draws: int, least: int = 1) -> None:
-    """Raise for too few draws."""
-    if draws < least:
-        raise ValueError(f"draws must be at least {least}, got {draws}.")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxinf.core import Key, Leaf, record
+from jaxinf.vi.checks import check_density
 
 
 class Weighed(NamedTuple):
@@ -77,11 +78,7 @@ def pair(p: Any, q: Any) -> Pair:
     Raises:
       TypeError: where p has no density or q cannot draw.
     """
-    if not hasattr(p, "log_prob"):
-        raise TypeError(
-            f"{type(p).__name__} has no log_prob: pass target.density(...), target.program(...) or "
-            "grad.annotate(program, data)."
-        )
+    check_density(p)
     if not (hasattr(q, "draw") or hasattr(q, "sample_and_log_prob")):
         raise TypeError(
             f"{type(q).__name__} cannot draw with a density: pass a family such as "
@@ -101,6 +98,15 @@ def frozen(tree: Any) -> Any:
 def draws_of(key: Key, measures: Any, count: int) -> Weighed:
     """Return draws, leading axes [draws, branches]."""
     return jax.vmap(measures.draw)(jax.random.split(key, count))
+
+
+def held_draws(
+    key: Key, measures: Any, count: int
+) -> tuple[Weighed, Float[Array, " draws"], Float[Array, " draws"]]:
+    """Return draws that are held, [draws], with their log p and log q, which are differentiated."""
+    draw = single(jax.lax.stop_gradient(draws_of(key, measures, count)))
+    log_p, log_q = jax.vmap(measures.evaluate)(draw.values)
+    return draw, log_p, log_q
 
 
 def single(draw: Weighed) -> Weighed:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxinf.core import Diagonal, Gaussian, Key, Leaf, log_prob, record, static
 from jaxinf.vi.annealing import check_sizes
+from jaxinf.vi.paths import Kernels
 
 
 @record
@@ -30,7 +31,7 @@ class Pinned:
 
 
 @record
-class PathIntegralSampler:
+class PathIntegralSampler(Kernels):
     """See :func:`path_integral_sampler`."""
 
     params: Leaf
@@ -55,19 +56,6 @@ class PathIntegralSampler:
         drift = self.apply(self.params, state, k / self.steps) + self.guidance[k] * score
         noise = Diagonal(self.scale * jnp.sqrt(h))
         return back, Gaussian(state + h * jnp.square(self.scale) * drift, noise)
-
-    def log_target(self, target: Any, state: Array) -> Float[Array, ""]:
-        """Return the target's log density."""
-        return target.log_prob(state)
-
-    def lift(self, target: Any, key: Key, x: Array) -> Array:
-        """Return the last state at a position."""
-        del target, key
-        return x
-
-    def position(self, state: Array) -> Array:
-        """Return where a state is."""
-        return state
 
 
 def path_integral_sampler(

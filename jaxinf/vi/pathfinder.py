@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxinf.core import Gaussian, Key, check_key
-from jaxinf.vi.checks import check_count, check_positive, check_target
+from jaxinf.vi.checks import check_least, check_positive, check_target
 from jaxinf.vi.quasi_newton import Pairs, inverse_hessian, remember
 
 
@@ -160,8 +160,8 @@ def multi_pathfinder(
     starts = jnp.asarray(starts)
     if starts.ndim != 2 or starts.shape[0] == 0:
         raise ValueError(f"starts must have shape (paths, dim), got {starts.shape}.")
-    check_count("draws", draws)
-    check_count("proposals", proposals)
+    check_least(draws=draws)
+    check_least(proposals=proposals)
     options = _Options(steps, memory, 25, curvature)
     _, tolerance, options = _checked(key, target, starts[0], tolerance, options)
     starts = starts.astype(jnp.result_type(starts, float))
@@ -176,7 +176,7 @@ def _checked(
     start = jnp.asarray(start, jnp.result_type(start, float))
     check_target(target, start)
     for name, value in zip(options._fields[:3], options[:3], strict=True):
-        check_count(name, value)
+        check_least(**{name: value})
     if not 0 < options.curvature < 1:
         raise ValueError(f"curvature must lie between 0 and 1, got {options.curvature}.")
     if tolerance is not None:

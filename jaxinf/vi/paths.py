@@ -7,17 +7,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxinf.core import Key, Leaf, first, prepend, record, rest
+from jaxinf.vi.checks import check_density
 from jaxinf.vi.pair import Weighed
 
 
 @runtime_checkable
 class Kernels(Protocol):
-    """The steps of a path both ways, for one path; a pytree."""
+    """The steps of a path both ways, for one path; a pytree with ``steps``, how many there are.
 
-    @property
-    def steps(self) -> int:
-        """How many there are."""
-        ...
+    States are positions; kernels whose states hold more say how (:class:`Underdamped`).
+    """
 
     def start(self, target: Any) -> Any:
         """Return the law of the first state, with ``sample(key)`` and ``log_prob(x)``."""
@@ -32,15 +31,16 @@ class Kernels(Protocol):
 
     def log_target(self, target: Any, state: PyTree) -> Float[Array, ""]:
         """Return the unnormalised log density of the last state."""
-        ...
+        return target.log_prob(state)
 
     def lift(self, target: Any, key: Key, x: Array) -> PyTree:
         """Return a last state at a position, with what else a state has drawn for it."""
-        ...
+        del target, key
+        return x
 
     def position(self, state: PyTree) -> Array:
         """Return the position of a state."""
-        ...
+        return state
 
 
 class Path(NamedTuple):
@@ -144,11 +144,7 @@ def path_measures(target: Any, kernels: Any) -> PathMeasures:
     Raises:
       TypeError: for what is no target and for what are no kernels.
     """
-    if not hasattr(target, "log_prob"):
-        raise TypeError(
-            f"{type(target).__name__} has no log_prob: pass target.density(...) or "
-            "target.program(...)."
-        )
-    if not isinstance(kernels, Kernels):
+    check_density(target)
+    if not (isinstance(kernels, Kernels) and hasattr(kernels, "steps")):
         raise TypeError(f"{type(kernels).__name__} is no Kernels: it needs start, around, steps.")
     return PathMeasures(target, kernels)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinf.core import Key, Leaf, record, static
-from jaxinf.vi.bijection import check_least
+from jaxinf.vi.checks import check_least
 
 
 @record

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinf.core import Key, Leaf, record
-from jaxinf.vi.bijection import check_least
+from jaxinf.vi.checks import check_least
 from jaxinf.vi.families import mean_field
 from jaxinf.vi.flow_family import Flow, flow
 from jaxinf.vi.planar import NEUTRAL

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 
 from jaxinf.core import Key
 from jaxinf.grad import reduced
-from jaxinf.vi.objective import Info, check_draws, info
+from jaxinf.vi.checks import check_least
+from jaxinf.vi.objective import Info, info
 from jaxinf.vi.pair import draws_of, single
 
 
@@ -60,5 +61,5 @@ def renyi(order: float, draws: int = 5) -> Renyi:
     Reference:
       Y. Li and R. E. Turner, "Renyi divergence variational inference" (2016), eqs. 8 and 15.
     """
-    check_draws(draws)
+    check_least(draws=draws)
     return Renyi(float(order), draws)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinf.core import Key, Leaf, record, static
-from jaxinf.vi.bijection import check_least
+from jaxinf.vi.checks import check_least
 from jaxinf.vi.coupling import check_shape
 from jaxinf.vi.families import mean_field
 from jaxinf.vi.flow_family import Flow, flow

@@ -7,7 +7,8 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxinf.core import Key, Leaf, carry, check_key, record, static
-from jaxinf.vi.bijection import check_bijection, check_least, pull
+from jaxinf.vi.bijection import check_bijection, pull
+from jaxinf.vi.checks import check_least
 
 
 @record

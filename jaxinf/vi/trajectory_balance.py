@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinf.core import Key, Leaf, record
-from jaxinf.vi.objective import Info, check_draws, info
-from jaxinf.vi.pair import Weighed, draws_of, single
+from jaxinf.vi.checks import check_least
+from jaxinf.vi.objective import Info, info
+from jaxinf.vi.pair import Weighed, held_draws
 
 
 @record
@@ -41,8 +41,7 @@ class TrajectoryBalance:
                 f"trajectory balance learns the log-evidence too: pass vi.balanced(measures), not "
                 f"{type(measures).__name__}; vi.log_variance() needs none."
             )
-        draw = single(jax.lax.stop_gradient(draws_of(key, measures, self.draws)))
-        log_p, log_q = jax.vmap(measures.evaluate)(draw.values)
+        draw, log_p, log_q = held_draws(key, measures, self.draws)
         log_w = log_p - log_q
         loss = 0.5 * jnp.mean(jnp.square(log_w - measures.log_evidence))
         return loss, info(jnp.mean(log_w), draw)
@@ -73,5 +72,5 @@ def trajectory_balance(draws: int = 16) -> TrajectoryBalance:
       N. Malkin, M. Jain, E. Bengio, C. Sun and Y. Bengio, "Trajectory balance: improved credit
       assignment in GFlowNets" (2022), eq. 14.
     """
-    check_draws(draws)
+    check_least(draws=draws)
     return TrajectoryBalance(draws)

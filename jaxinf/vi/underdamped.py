@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxinf.core import Diagonal, Gaussian, Key, Leaf, record, static
 from jaxinf.vi.annealing import Annealing
+from jaxinf.vi.paths import Kernels
 
 
 class Moving(NamedTuple):
@@ -87,7 +88,7 @@ def _still(v: Array) -> Float[Array, ""]:
 
 
 @record
-class Underdamped:
+class Underdamped(Kernels):
     """See :func:`underdamped`."""
 
     path: Annealing

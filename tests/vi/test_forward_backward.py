@@ -5,19 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gaussian_targets import normal, rotated
 from scipy import integrate
 from sklearn.datasets import load_breast_cancer
 
 from jaxinf import core, target, vi
-
-
-def quadratic(data, x):
-    mean, precision = data
-    return -(x - mean) @ precision @ (x - mean) / 2
-
-
-def normal(mean, precision):
-    return target.density(quadratic, jnp.zeros(len(mean)), (jnp.asarray(mean), precision))
 
 
 def start(dim, scale=1.0, mean=0.0):
@@ -31,11 +23,6 @@ def kl(law, mean, precision):
     values = np.linalg.eigvalsh(root.T @ covariance @ root) - 1
     off = root.T @ (np.asarray(law.mean) - mean)
     return 0.5 * (np.sum(values - np.log1p(values)) + off @ off)
-
-
-def rotated(values, seed):
-    basis = np.linalg.qr(np.random.default_rng(seed).normal(size=(len(values),) * 2))[0]
-    return basis @ np.diag(values) @ basis.T
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])

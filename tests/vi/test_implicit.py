@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from gaussian_targets import banana, normal
 
 from jaxinf import target, vi
 
@@ -26,18 +27,6 @@ def bent(params, z):
 def weights(shape, seed=0):
     w = np.random.default_rng(seed).normal(size=shape)
     return {"w": jnp.asarray(w), "b": jnp.zeros(shape[0])}
-
-
-def quadratic(data, x):
-    mean, precision, height = data
-    return height - (x - mean) @ precision @ (x - mean) / 2
-
-
-def banana(bend, x):
-    """Normalised: the second number's mean is a parabola of the first."""
-    return jax.scipy.stats.norm.logpdf(x[0]) + jax.scipy.stats.norm.logpdf(
-        x[1] - bend * (x[0] ** 2 - 1), 0.0, 0.5
-    )
 
 
 @pytest.mark.parametrize("shape", [(4, 2), (2, 4), (3, 3)])
@@ -107,7 +96,7 @@ def test_a_correlated_gaussian_is_recovered(x64, key):
     """A linear sampler's bound is that of the Gaussian it is; at the optimum KL is next to 0."""
     precision = np.array([[2.0, 1.2, 0.0], [1.2, 1.5, 0.3], [0.0, 0.3, 0.8]])
     mean = np.array([1.0, -2.0, 0.5])
-    posterior = target.density(quadratic, jnp.zeros(3), (mean, precision, 0.7))
+    posterior = normal(mean, precision, 0.7)
     params = {"w": jnp.eye(3), "b": jnp.zeros(3)}
     law = vi.implicit(linear, params, 3, 3, 0.05)
     falling = optax.adam(optax.exponential_decay(0.05, 800, 0.01))
@@ -148,7 +137,7 @@ def test_a_banana_is_nearer_than_by_a_gaussian(key):
 
 
 def test_sigma_is_learnt_where_asked(key):
-    posterior = target.density(quadratic, jnp.zeros(1), (jnp.zeros(1), 4 * jnp.eye(1), 0.0))
+    posterior = normal(jnp.zeros(1), 4 * jnp.eye(1))
     params = {"w": jnp.zeros((1, 1)), "b": jnp.zeros(1)}
     law = vi.implicit(linear, params, 1, 1, 1.5, learn_sigma=True)
     falling = optax.adam(optax.exponential_decay(0.05, 200, 0.3))
@@ -186,6 +175,6 @@ def test_what_is_wrong_is_said(key):
     with pytest.raises(ValueError, match="vector of 2 numbers to one of 3"):
         vi.implicit(linear, params, 2, 3, 0.1)
     law = vi.implicit(linear, params, 2, 4, 0.1)
-    posterior = target.density(quadratic, jnp.zeros(4), (jnp.zeros(4), jnp.eye(4), 0.0))
+    posterior = normal(jnp.zeros(4), jnp.eye(4))
     with pytest.raises(TypeError, match="no density"):
         vi.elbo(2, sticking=True)(key, vi.pair(posterior, law))

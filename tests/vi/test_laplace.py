@@ -5,23 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gaussian_targets import normal, rotated
 from scipy import special, stats
 
 from jaxinf import target, vi
-
-
-def quadratic(data, x):
-    mean, precision, height = data
-    return height - (x - mean) @ precision @ (x - mean) / 2
-
-
-def normal(mean, precision, height=0.0):
-    return target.density(quadratic, jnp.zeros(len(mean)), (mean, precision, height))
-
-
-def rotated(values, seed):
-    basis = np.linalg.qr(np.random.default_rng(seed).normal(size=(len(values),) * 2))[0]
-    return basis @ np.diag(values) @ basis.T
 
 
 def counts(data, x):

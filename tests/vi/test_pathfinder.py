@@ -5,30 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gaussian_targets import banana, normal, rotated
 from scipy import stats
 
 from jaxinf import core, target, vi
-
-
-def quadratic(data, x):
-    mean, precision, height = data
-    return height - (x - mean) @ precision @ (x - mean) / 2
-
-
-def normal(mean, precision, height=0.0):
-    return target.density(quadratic, jnp.zeros(len(mean)), (mean, precision, height))
-
-
-def rotated(values, seed):
-    basis = np.linalg.qr(np.random.default_rng(seed).normal(size=(len(values),) * 2))[0]
-    return basis @ np.diag(values) @ basis.T
-
-
-def banana(bend, x):
-    """Normalised: the second number's mean is a parabola of the first."""
-    return jax.scipy.stats.norm.logpdf(x[0]) + jax.scipy.stats.norm.logpdf(
-        x[1] - bend * (x[0] ** 2 - 1), 0.0, 0.5
-    )
 
 
 @pytest.mark.parametrize(("dim", "memory"), [(4, 6), (5, 3)])
