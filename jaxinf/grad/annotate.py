@@ -55,6 +55,18 @@ class Annotated:
         sites = found.get_trace(*self.args, **self.kwargs)
         return {name: site["value"] for name, site in sites.items() if _latent(site)}
 
+    def simulate(self, key: Key) -> PyTree:
+        """Draw all sites, those that are observed too, by the program itself."""
+        from numpyro.handlers import seed, trace, uncondition
+
+        found = trace(seed(uncondition(_with(self.program, self.params)), key))
+        sites = found.get_trace(*self.args, **self.kwargs)
+        return {name: site["value"] for name, site in sites.items() if site["type"] == "sample"}
+
+    def terms(self, values: PyTree) -> dict[str, Float[Array, ""]]:
+        """Return the log density of each site, given values for the latent ones."""
+        return _log_probs(self._given(jax.random.key(0), values))
+
     def complete(self, key: Key, values: PyTree) -> tuple[PyTree, Float[Array, ""]]:
         """Draw the sites that have no value yet.
 
@@ -119,17 +131,20 @@ def _latent(site: dict[str, Any]) -> bool:
     return site["type"] == "sample" and not site["is_observed"]
 
 
+def _log_probs(sites: Mapping[str, Any]) -> dict[str, Float[Array, ""]]:
+    """Return each site's log density."""
+    found = {}
+    for name, site in sites.items():
+        if site["type"] == "sample":
+            log_prob = site["fn"].log_prob(site["value"])
+            scale = site["scale"]
+            found[name] = jnp.sum(log_prob if scale is None else scale * log_prob)
+    return found
+
+
 def _log_joint(sites: Mapping[str, Any]) -> Float[Array, ""]:
     """Return the sum of all sites' log densities."""
-    total = jnp.zeros(())
-    for site in sites.values():
-        if site["type"] != "sample":
-            continue
-        log_prob = site["fn"].log_prob(site["value"])
-        if site["scale"] is not None:
-            log_prob = site["scale"] * log_prob
-        total = total + jnp.sum(log_prob)
-    return total
+    return sum(_log_probs(sites).values(), start=jnp.zeros(()))
 
 
 def _with(program: Callable[..., Any], params: Mapping[str, PyTree]) -> Any:

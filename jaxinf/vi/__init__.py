@@ -7,7 +7,8 @@ a divergence of any such pair; how each random choice is differentiated is :mod:
 
 from jaxinf.vi.affine_coupling import Affine, affine, affine_coupling, affine_coupling_flow
 from jaxinf.vi.analytic_elbo import AnalyticELBO, analytic_elbo
-from jaxinf.vi.annealing import Annealing, annealing
+from jaxinf.vi.annealed_importance import AnnealedImportance, annealed_importance
+from jaxinf.vi.annealing import Annealing, Between, annealing
 from jaxinf.vi.approximate import approximate
 from jaxinf.vi.autoencoder import (
     Amortised,
@@ -61,6 +62,7 @@ from jaxinf.vi.log_derivative import LogDerivative, log_derivative
 from jaxinf.vi.log_variance import LogVariance, log_variance
 from jaxinf.vi.marginal import Marginal, marginal
 from jaxinf.vi.nodes import GaussHermite, MonteCarlo, Nodes, gauss_hermite, monte_carlo
+from jaxinf.vi.non_finite import non_finite
 from jaxinf.vi.objective import Info, Objective
 from jaxinf.vi.pair import Measures, Pair, Weighed, pair
 from jaxinf.vi.path_integral import PathIntegralSampler, path_integral_sampler
@@ -78,7 +80,9 @@ from jaxinf.vi.planar import Planar, planar, planar_flow
 from jaxinf.vi.quasi_newton import Pairs, QuasiNewton, inverse_hessian, remember
 from jaxinf.vi.radial import Radial, radial, radial_flow
 from jaxinf.vi.renyi import Renyi, renyi
+from jaxinf.vi.resampled import resampled
 from jaxinf.vi.residual_flow import Residual, residual, residual_flow
+from jaxinf.vi.sleep import Sleep, sleep
 from jaxinf.vi.spline import Spline, spline
 from jaxinf.vi.spline_coupling import spline_coupling, spline_coupling_flow
 from jaxinf.vi.stacked import Stacked, stacked
@@ -104,12 +108,14 @@ __all__ = [
     "Affine",
     "Amortised",
     "AnalyticELBO",
+    "AnnealedImportance",
     "Annealing",
     "Autoencoder",
     "Autoregressive",
     "Balanced",
     "BayesianAutoencoder",
     "BernoulliLikelihood",
+    "Between",
     "Bounds",
     "Chain",
     "Controlled",
@@ -163,6 +169,7 @@ __all__ = [
     "RankOne",
     "Renyi",
     "Residual",
+    "Sleep",
     "Spline",
     "Stacked",
     "Steps",
@@ -176,6 +183,7 @@ __all__ = [
     "affine_coupling_flow",
     "amortised",
     "analytic_elbo",
+    "annealed_importance",
     "annealing",
     "approximate",
     "autoencoder",
@@ -221,6 +229,7 @@ __all__ = [
     "monte_carlo",
     "monte_carlo_diffusion",
     "multi_pathfinder",
+    "non_finite",
     "pair",
     "path_integral_sampler",
     "path_measures",
@@ -235,8 +244,10 @@ __all__ = [
     "rank_one",
     "remember",
     "renyi",
+    "resampled",
     "residual",
     "residual_flow",
+    "sleep",
     "spline",
     "spline_coupling",
     "spline_coupling_flow",

@@ -4,9 +4,55 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
-from jaxinf.core import Diagonal, Gaussian, Leaf, record, static
+from jaxinf.core import Diagonal, Gaussian, Key, Leaf, record, static
+from jaxinf.vi.checks import check_least, check_positive
+
+
+@record
+class Between:
+    """The density at a step of a geometric path, a target of its own."""
+
+    target: Leaf
+    law: Leaf
+    """The start."""
+    share: Leaf
+    """The power of the target; the start has the rest."""
+
+    @property
+    def dim(self) -> int:
+        """How many numbers a position has."""
+        return self.target.dim
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """A name for each number of a position."""
+        return self.target.names
+
+    def log_prior(self, z: Float[Array, " dim"]) -> Float[Array, ""]:
+        """Return the start's part."""
+        return (1 - self.share) * self.law.log_prob(z)
+
+    def log_likelihood(self, z: Float[Array, " dim"]) -> Float[Array, ""]:
+        """Return the target's part."""
+        return self.share * self.target.log_prob(z)
+
+    def log_prob(self, z: Float[Array, " dim"]) -> Float[Array, ""]:
+        """Return their sum."""
+        return self.log_prior(z) + self.log_likelihood(z)
+
+    def constrain(self, z: Float[Array, " dim"]) -> PyTree:
+        """Return the values that a position stands for."""
+        return self.target.constrain(z)
+
+    def unconstrain(self, values: PyTree) -> Float[Array, " dim"]:
+        """Return the position of values."""
+        return self.target.unconstrain(values)
+
+    def sample_prior(self, key: Key) -> Float[Array, " dim"]:
+        """Draw from the start."""
+        return self.law.sample(key)
 
 
 @record
@@ -42,19 +88,25 @@ class Annealing:
         share = (k / self.steps + 0.008) / 1.008
         return length * jnp.square(jnp.cos(0.5 * jnp.pi * share))
 
+    def at(self, target: Any, k: Any) -> Between:
+        """Return the density at a step."""
+        return Between(target, self.law, self.temperature(k))
+
     def score(self, target: Any, k: Any, x: Array) -> Array:
         """Return the gradient of the log density at a step."""
-        b = self.temperature(k)
-        own = jax.grad(self.law.log_prob)(x)
-        return b * jax.grad(target.log_prob)(x) + (1 - b) * own
+        return jax.grad(self.at(target, k).log_prob)(x)
+
+
+def no_control(params: Any, x: Array, t: Any) -> Array:
+    """Return zeros."""
+    del params, t
+    return jnp.zeros_like(x)
 
 
 def check_sizes(dim: int, steps: int, scale: float) -> None:
     """Raise for sizes that no path has."""
-    if dim < 1 or steps < 1:
-        raise ValueError(f"dim and steps must be at least 1, got {dim} and {steps}.")
-    if scale <= 0:
-        raise ValueError(f"scale must be positive, got {scale}.")
+    check_least(dim=dim, steps=steps)
+    check_positive("scale", scale)
 
 
 def annealing(
@@ -78,8 +130,7 @@ def annealing(
       ValueError: for a dimension or a number of steps below 1, and lengths that are not positive.
     """
     check_sizes(dim, steps, scale)
-    if step <= 0:
-        raise ValueError(f"step must be positive, got {step}.")
+    check_positive("step", step)
     zeros = jnp.zeros(dim)
     return Annealing(
         zeros, jnp.full(dim, jnp.log(scale)), jnp.zeros(steps), jnp.log(step), steps, falling

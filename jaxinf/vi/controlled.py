@@ -4,17 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from jaxinf.core import Diagonal, Gaussian, Leaf, record, static
-from jaxinf.vi.annealing import Annealing
+from jaxinf.vi.annealing import Annealing, no_control
 from jaxinf.vi.paths import Kernels
-
-
-def _no_control(params: Any, x: Array, t: Any) -> Array:
-    """Return zeros."""
-    del params, t
-    return jnp.zeros_like(x)
 
 
 @record
@@ -36,6 +30,10 @@ class Controlled(Kernels):
         """Return the Gaussian start."""
         del target
         return self.path.law
+
+    def log_between(self, target: Any, k: Any, state: Array) -> Float[Array, ""]:
+        """Return the log density that the path has at a step."""
+        return self.path.at(target, k).log_prob(state)
 
     def around(self, target: Any, k: Any, state: Array) -> tuple[Gaussian, Gaussian]:
         """Return Gaussian steps back and forth."""
@@ -83,7 +81,7 @@ def langevin_annealing(path: Annealing) -> Controlled:
       A. Thin, N. Kotelevskii, A. Doucet, A. Durmus, E. Moulines and M. Panov, "Monte Carlo
       variational auto-encoders" (2021), section 3.2.
     """
-    return Controlled(path, (), _no_control, False)
+    return Controlled(path, (), no_control, False)
 
 
 def monte_carlo_diffusion(path: Annealing, apply: Callable[..., Any], params: Any) -> Controlled:

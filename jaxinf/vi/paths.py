@@ -33,6 +33,16 @@ class Kernels(Protocol):
         """Return the unnormalised log density of the last state."""
         return target.log_prob(state)
 
+    def log_between(self, target: Any, k: Any, state: PyTree) -> Float[Array, ""]:
+        """Return the log density of a state after k steps: the start's at 0, the target's at K.
+
+        That is for :func:`resampled`, and no part of a path's density.
+        """
+        raise TypeError(
+            f"{type(self).__name__} knows no densities between start and target, by which paths "
+            "are resampled: kernels of vi.annealing do, or give yours log_between."
+        )
+
     def lift(self, target: Any, key: Key, x: Array) -> PyTree:
         """Return a last state at a position, with what else a state has drawn for it."""
         del target, key

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinf.core import Diagonal, Gaussian, Key, Leaf, record, static
-from jaxinf.vi.annealing import Annealing
+from jaxinf.vi.annealing import Annealing, no_control
 from jaxinf.vi.paths import Kernels
 
 
@@ -135,6 +135,10 @@ class Underdamped(Kernels):
         """Return the log density of a position of the target, its momentum in equilibrium."""
         return target.log_prob(state.x) + _still(state.v)
 
+    def log_between(self, target: Any, k: Any, state: Moving) -> Float[Array, ""]:
+        """Return the log density that the path has at a step, momenta being in equilibrium."""
+        return self.path.at(target, k).log_prob(state.x) + _still(state.v)
+
     def lift(self, target: Any, key: Key, x: Array) -> Moving:
         """Return a last state at a position."""
         v = jax.random.normal(key, x.shape, x.dtype)
@@ -146,13 +150,8 @@ class Underdamped(Kernels):
         return state.x
 
 
-def _no_control(params: Any, x: Array, t: Any) -> Array:
-    del params, t
-    return jnp.zeros_like(x)
-
-
 def underdamped(
-    path: Annealing, apply: Callable[..., Any] = _no_control, params: Any = (), *,
+    path: Annealing, apply: Callable[..., Any] = no_control, params: Any = (), *,
     friction: float = 1.0,
 ) -> Underdamped:  # fmt: skip
     r"""Annealed Langevin paths with momentum.

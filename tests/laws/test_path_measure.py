@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxinf import target, vi
+from jaxinf import core, mcmc, target, vi
+from jaxinf.vi.resampled import Weighted
 
 DIM, STEPS = 2, 8
 LOG_Z = 1.3
@@ -52,13 +53,14 @@ def kernels(name, key=None, steps=STEPS):
         "path integral": lambda: vi.path_integral_sampler(DIM, steps, *network(key)),
         "denoising": lambda: vi.denoising_sampler(DIM, steps, *network(key)),
         "momentum": lambda: vi.underdamped(path),
+        "annealed importance": lambda: vi.annealed_importance(path, mcmc.hmc(2, 0.7)),
         "controlled momentum": lambda: vi.underdamped(path, *network(key)),
     }[name]()
 
 
 NAMES = (
     "langevin annealing", "monte carlo diffusion", "controlled", "path integral", "denoising",
-    "momentum", "controlled momentum",
+    "momentum", "controlled momentum", "annealed importance",
 )  # fmt: skip
 
 
@@ -72,6 +74,65 @@ def test_weights_average_to_the_evidence(name):
     assert found.eubo > LOG_Z - 4 * found.eubo_error
     assert found.elbo < found.log_z < found.eubo
     chex.assert_trees_all_equal(found.invalid, 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_crooks_identity(name):
+    """Of paths ahead and back: E_q[w f(log w)] = Z E_p[f(log w)], here for tails of both sides."""
+    measures, count = vi.path_measures(target_of(), kernels(name)), 4000
+    ahead = jax.jit(jax.vmap(measures.forward))(jax.random.split(jax.random.key(3), count))
+    keys = jax.random.split(jax.random.key(4), count)
+    back = jax.jit(jax.vmap(measures.backward))(keys, exact(jax.random.key(5), count))
+    there, here = (np.asarray(p.log_p - p.log_q, np.float64) - LOG_Z for p in (ahead, back))
+    for low in (-1.0, 0.0, 0.5):
+        weighed, plain = np.exp(there) * (there < low), (here < low).astype(float)
+        error = np.sqrt((weighed.var() + plain.var()) / count)
+        assert abs(weighed.mean() - plain.mean()) < 4 * error
+
+
+ANNEALED = (
+    "langevin annealing", "controlled", "momentum", "controlled momentum", "annealed importance",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+@pytest.mark.parametrize("name", ANNEALED)
+def test_resampled_paths_average_to_the_evidence(name, threshold):
+    measures = vi.path_measures(target_of(), kernels(name))
+
+    def run(key):
+        found = vi.resampled(key, measures, 32, threshold=threshold)
+        here = found.population.mean()
+        return found.log_evidence, measures.kernels.position(here)
+
+    log_z, _ = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(1), 400))
+    weights = np.exp(np.asarray(log_z, np.float64) - LOG_Z)
+    assert abs(weights.mean() - 1) < 4 * weights.std() / np.sqrt(400)
+
+
+@pytest.mark.parametrize("name", ANNEALED)
+def test_the_weights_of_steps_multiply_to_that_of_the_path(name, x64):
+    measures = vi.path_measures(target_of(), kernels(name))
+    model, keys = Weighted(measures), jax.random.split(jax.random.key(1), STEPS + 1)
+    first = model.init(keys[0])
+
+    def step(held, row):
+        new, log_w = model.step(row[0], held, row[1])
+        return new, (new, log_w)
+
+    _, (later, log_w) = jax.lax.scan(step, first, (keys[1:], jnp.arange(1, STEPS + 1)))
+    log_p, log_q = measures.evaluate(core.prepend(first, later))
+    chex.assert_trees_all_close(jnp.sum(log_w), log_p - log_q, rtol=1e-10)
+
+
+def test_resampling_keeps_paths_even():
+    """Annealed without control: more effective paths at the end, at one estimate of log Z."""
+    measures = vi.path_measures(target_of(), kernels("langevin annealing"))
+    plain = vi.resampled(jax.random.key(0), measures, 2000, threshold=0.0)
+    drawn = vi.resampled(jax.random.key(0), measures, 2000, threshold=1.0)
+    assert drawn.population.ess() > 1.5 * plain.population.ess()
+    for run in (plain, drawn):
+        assert abs(run.log_evidence - LOG_Z) < 4 * run.standard_error
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -166,5 +227,9 @@ def test_bad_input():
         vi.annealing(0, 3)
     with pytest.raises(ValueError, match="positive"):
         vi.annealing(2, 3, step=0.0)
+    with pytest.raises(TypeError, match="densities between"):
+        vi.resampled(jax.random.key(0), vi.path_measures(target_of(), kernels("denoising")))
+    with pytest.raises(TypeError, match="no chain"):
+        vi.annealed_importance(vi.annealing(2, 3), 0.3)
     with pytest.raises(ValueError, match="draws"):
         vi.evidence(jax.random.key(0), vi.path_measures(target_of(), kernels("controlled")), 1)
