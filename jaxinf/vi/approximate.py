@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from jaxinf.core import Key
+from jaxinf.core import Key, Leaf, record
 from jaxinf.vi.elbo import elbo
 from jaxinf.vi.fit import Fit, fit
 from jaxinf.vi.objective import Info
@@ -25,8 +25,26 @@ class _Loss:
 
     objective: Any
 
-    def __call__(self, family: Any, key: Key, target: Any) -> tuple[Array, Info]:
+    def __call__(self, family: Any, key: Key, target: Any, power: Any = None) -> tuple[Array, Info]:
+        target = target if power is None else Powered(target, power)
         return self.objective(key, _measures(target, family))
+
+
+@record
+class Powered:
+    """A target whose log density is multiplied by a number."""
+
+    target: Leaf
+    power: Leaf
+
+    @property
+    def dim(self) -> int | None:
+        """How many numbers a position has, where the target knows."""
+        return getattr(self.target, "dim", None)
+
+    def log_prob(self, z: Any) -> Float[Array, ""]:
+        """Return the product."""
+        return self.power * self.target.log_prob(z)
 
 
 def approximate(
@@ -35,6 +53,7 @@ def approximate(
     family: Any,
     *,
     objective: Any = None,
+    powers: Float[Array, " steps"] | None = None,
     steps: int = 2000,
     optimizer: optax.GradientTransformation | None = None,
     opt_state: PyTree = None,
@@ -42,12 +61,20 @@ def approximate(
 ) -> Fit:
     r"""Fit a family, or the steps of a sampler, to a target.
 
+    With powers :math:`\beta_t` the steps go down the annealed free energy,
+
+    .. math:: F_t = E_q\bigl[\log q(z) - \beta_t \log \pi(z)\bigr],
+
+    so that all of a target's modes are found before its depth counts.
+
     Args:
       key: a typed key.
       target: with ``log_prob(z)``.
       family: where to start, with ``sample_and_log_prob(key)`` and ``log_prob(z)``, or
         :class:`Kernels` of :func:`path_measures`; all its numbers are learnt.
       objective: ``elbo(draws=16)`` by default.
+      powers: of the target's density in each step; 1 by default. The paper's are
+        ``jnp.minimum(1, 0.01 + jnp.arange(steps) / 10_000)``.
       steps: how many.
       optimizer: optax's; Adam at 1e-2 by default.
       opt_state: of an earlier fit, to go on.
@@ -58,7 +85,11 @@ def approximate(
 
     Raises:
       TypeError: where the target has no density.
-      ValueError: where family and target have different dimensions.
+      ValueError: where family and target have different dimensions, and for powers of another
+        number than steps.
+
+    Reference:
+      D. J. Rezende and S. Mohamed, "Variational Inference with Normalizing Flows" (2015), eq. 20.
 
     Example:
       ``vi.approximate(key, posterior, vi.full_rank(posterior.dim)).params.sample(key)``
@@ -66,6 +97,6 @@ def approximate(
     _measures(target, family)
     objective = elbo(16) if objective is None else objective
     return fit(
-        key, _Loss(objective), family, target, steps=steps, optimizer=optimizer,
+        key, _Loss(objective), family, target, inputs=powers, steps=steps, optimizer=optimizer,
         opt_state=opt_state, progress=progress,
     )  # fmt: skip

@@ -235,6 +235,29 @@ def test_a_fit_compiles_once_and_steps_that_are_not_finite_change_nothing():
         chex.assert_tree_all_finite(found.params)
 
 
+@pytest.mark.parametrize("power", [0.25, 1.0])
+def test_powers_flatten_the_target(power):
+    """Of N(m, C)'s density to a power the best Gaussian is N(m, C / power)."""
+    posterior = target.density(gaussian, jnp.zeros(3), (jnp.ones(3), COVARIANCE))
+    family = vi.approximate(
+        KEY, posterior, vi.full_rank(3), objective=vi.elbo(16, sticking=True), steps=1500,
+        powers=jnp.full(1500, power), optimizer=optax.adam(optax.exponential_decay(0.03, 300, 0.3)),
+    ).params  # fmt: skip
+    factor = family.law.covariance.factor
+    # at the optimum there is no noise; Adam's last steps are of 7e-5
+    chex.assert_trees_all_close(factor @ factor.T, COVARIANCE / power, rtol=5e-3, atol=5e-3)
+    chex.assert_trees_all_close(family.mean, jnp.ones(3), atol=5e-3)
+
+
+def test_powers_may_rise():
+    rising = jnp.linspace(0.1, 1.0, 50)
+    posterior = target.density(gaussian, jnp.zeros(3), (jnp.ones(3), COVARIANCE))
+    found = vi.approximate(KEY, posterior, vi.mean_field(3), steps=50, powers=rising)
+    chex.assert_tree_all_finite(found.params)
+    with pytest.raises(ValueError, match="leading axis of 40"):
+        vi.approximate(KEY, posterior, vi.mean_field(3), steps=40, powers=rising)
+
+
 def test_numpyro_guides():
     found = vi.svi(KEY, model, free, 1.0, objective=vi.elbo(8, sticking=True), steps=1000)
     chex.assert_trees_all_close(found.params, {"m": 0.5, "s": 0.5 * np.log(0.5)}, atol=0.02)
