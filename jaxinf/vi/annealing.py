@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxinf.core import Diagonal, Gaussian, Key, Leaf, record, static
 from jaxinf.vi.checks import check_least, check_positive
+from jaxinf.vi.families import mean_field
 
 
 @record
@@ -110,7 +111,13 @@ def check_sizes(dim: int, steps: int, scale: float) -> None:
 
 
 def annealing(
-    dim: int, steps: int, *, scale: float = 1.0, step: float = 0.1, falling: bool = True
+    dim: int,
+    steps: int,
+    *,
+    mean: Any = 0.0,
+    scale: Any = 1.0,
+    step: float = 0.1,
+    falling: bool = True,
 ) -> Annealing:
     r"""The geometric path from a Gaussian to a target.
 
@@ -119,7 +126,9 @@ def annealing(
     Args:
       dim: of the target.
       steps: K.
-      scale: of the start's standard deviations.
+      mean: of the start.
+      scale: standard deviations of the start: with ``mean`` those of a fitted
+        :func:`mean_field`, say.
       step: the longest step in time.
       falling: whether steps shorten towards the target.
 
@@ -129,9 +138,7 @@ def annealing(
     Raises:
       ValueError: for a dimension or a number of steps below 1, and lengths that are not positive.
     """
-    check_sizes(dim, steps, scale)
+    check_least(steps=steps)
     check_positive("step", step)
-    zeros = jnp.zeros(dim)
-    return Annealing(
-        zeros, jnp.full(dim, jnp.log(scale)), jnp.zeros(steps), jnp.log(step), steps, falling
-    )
+    start = mean_field(dim, mean=mean, scale=scale)
+    return Annealing(start.mean, start.log_scale, jnp.zeros(steps), jnp.log(step), steps, falling)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinf.core import Dense, Diagonal, Gaussian, Key, Leaf, record
+from jaxinf.vi.checks import check_least, check_positive
 
 
 @record
@@ -118,9 +119,7 @@ def low_rank(
 
 def _start(dim: int, mean: Any, scale: Any) -> tuple[Array, Array]:
     """Return mean and log scales of a dimension."""
-    if dim < 1:
-        raise ValueError(f"dim must be at least 1, got {dim}.")
+    check_least(dim=dim)
+    check_positive("scale", scale)
     scale = jnp.broadcast_to(jnp.asarray(scale, float), (dim,))
-    if not isinstance(scale, jax.core.Tracer) and not bool(jnp.all(scale > 0)):
-        raise ValueError(f"scale must be positive, got {scale}.")
     return jnp.broadcast_to(jnp.asarray(mean, float), (dim,)), jnp.log(scale)
