@@ -8,7 +8,7 @@ a divergence of any such pair; how each random choice is differentiated is :mod:
 from jaxinf.vi.affine_coupling import Affine, affine, affine_coupling, affine_coupling_flow
 from jaxinf.vi.analytic_elbo import AnalyticELBO, analytic_elbo
 from jaxinf.vi.annealed_importance import AnnealedImportance, annealed_importance
-from jaxinf.vi.annealing import Annealing, Between, annealing
+from jaxinf.vi.annealing import Annealing, annealing
 from jaxinf.vi.approximate import approximate
 from jaxinf.vi.autoencoder import (
     Amortised,
@@ -115,7 +115,6 @@ __all__ = [
     "Balanced",
     "BayesianAutoencoder",
     "BernoulliLikelihood",
-    "Between",
     "Bounds",
     "Chain",
     "Controlled",

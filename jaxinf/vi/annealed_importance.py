@@ -4,10 +4,9 @@ from typing import Any
 
 from jaxtyping import Array, Float
 
-from jaxinf.core import Gaussian, Key, Leaf, record
+from jaxinf.core import Key, Leaf, record
 from jaxinf.mcmc import Kernel
-from jaxinf.vi.annealing import Annealing
-from jaxinf.vi.paths import Kernels
+from jaxinf.vi.annealing import Annealed, Annealing
 
 
 @record
@@ -29,25 +28,10 @@ class Moved:
 
 
 @record
-class AnnealedImportance(Kernels):
+class AnnealedImportance(Annealed):
     """See :func:`annealed_importance`."""
 
-    path: Annealing
     kernel: Leaf
-
-    @property
-    def steps(self) -> int:
-        """How many steps there are."""
-        return self.path.steps
-
-    def start(self, target: Any) -> Gaussian:
-        """Return the Gaussian start."""
-        del target
-        return self.path.law
-
-    def log_between(self, target: Any, k: Any, state: Array) -> Float[Array, ""]:
-        """Return the log density that the path has at a step."""
-        return self.path.at(target, k).log_prob(state)
 
     def around(self, target: Any, k: Any, state: Array) -> tuple[Moved, Moved]:
         """Return the transition that led here, undone, and the one at the next density."""

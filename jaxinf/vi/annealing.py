@@ -4,56 +4,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
-from jaxinf.core import Diagonal, Gaussian, Key, Leaf, record, static
+from jaxinf.core import Diagonal, Gaussian, Leaf, record, static
+from jaxinf.target import Density, density
 from jaxinf.vi.checks import check_least, check_positive
 from jaxinf.vi.families import mean_field
+from jaxinf.vi.paths import Kernels
 
 
-@record
-class Between:
-    """The density at a step of a geometric path, a target of its own."""
-
-    target: Leaf
-    law: Leaf
-    """The start."""
-    share: Leaf
-    """The power of the target; the start has the rest."""
-
-    @property
-    def dim(self) -> int:
-        """How many numbers a position has."""
-        return self.target.dim
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """A name for each number of a position."""
-        return self.target.names
-
-    def log_prior(self, z: Float[Array, " dim"]) -> Float[Array, ""]:
-        """Return the start's part."""
-        return (1 - self.share) * self.law.log_prob(z)
-
-    def log_likelihood(self, z: Float[Array, " dim"]) -> Float[Array, ""]:
-        """Return the target's part."""
-        return self.share * self.target.log_prob(z)
-
-    def log_prob(self, z: Float[Array, " dim"]) -> Float[Array, ""]:
-        """Return their sum."""
-        return self.log_prior(z) + self.log_likelihood(z)
-
-    def constrain(self, z: Float[Array, " dim"]) -> PyTree:
-        """Return the values that a position stands for."""
-        return self.target.constrain(z)
-
-    def unconstrain(self, values: PyTree) -> Float[Array, " dim"]:
-        """Return the position of values."""
-        return self.target.unconstrain(values)
-
-    def sample_prior(self, key: Key) -> Float[Array, " dim"]:
-        """Draw from the start."""
-        return self.law.sample(key)
+def _between(data: Any, x: Array) -> Float[Array, ""]:
+    """Return the log density of a geometric path."""
+    end, law, share = data
+    return (1 - share) * law.log_prob(x) + share * end.log_prob(x)
 
 
 @record
@@ -89,13 +52,34 @@ class Annealing:
         share = (k / self.steps + 0.008) / 1.008
         return length * jnp.square(jnp.cos(0.5 * jnp.pi * share))
 
-    def at(self, target: Any, k: Any) -> Between:
-        """Return the density at a step."""
-        return Between(target, self.law, self.temperature(k))
+    def at(self, target: Any, k: Any) -> Density:
+        """Return the density at a step, a target of its own."""
+        return density(_between, self.mean, (target, self.law, self.temperature(k)))
 
     def score(self, target: Any, k: Any, x: Array) -> Array:
         """Return the gradient of the log density at a step."""
         return jax.grad(self.at(target, k).log_prob)(x)
+
+
+@record
+class Annealed(Kernels):
+    """Kernels whose ``path`` is an :class:`Annealing`, and whose states are positions."""
+
+    path: Annealing
+
+    @property
+    def steps(self) -> int:
+        """How many steps there are."""
+        return self.path.steps
+
+    def start(self, target: Any) -> Any:
+        """Return the Gaussian start."""
+        del target
+        return self.path.law
+
+    def log_between(self, target: Any, k: Any, state: Any) -> Float[Array, ""]:
+        """Return the log density that the path has at a step."""
+        return self.path.at(target, k).log_prob(state)
 
 
 def no_control(params: Any, x: Array, t: Any) -> Array:

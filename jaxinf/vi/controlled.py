@@ -4,36 +4,20 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from jaxinf.core import Diagonal, Gaussian, Leaf, record, static
-from jaxinf.vi.annealing import Annealing, no_control
-from jaxinf.vi.paths import Kernels
+from jaxinf.vi.annealing import Annealed, Annealing, no_control
 
 
 @record
-class Controlled(Kernels):
+class Controlled(Annealed):
     """See :func:`controlled`, :func:`langevin_annealing` and :func:`monte_carlo_diffusion`."""
 
-    path: Annealing
     params: Leaf
     apply: Callable[..., Any] = static()
     ahead: bool = static()
     """Whether the control drives the way forward too, or corrects the way back alone."""
-
-    @property
-    def steps(self) -> int:
-        """How many steps there are."""
-        return self.path.steps
-
-    def start(self, target: Any) -> Gaussian:
-        """Return the Gaussian start."""
-        del target
-        return self.path.law
-
-    def log_between(self, target: Any, k: Any, state: Array) -> Float[Array, ""]:
-        """Return the log density that the path has at a step."""
-        return self.path.at(target, k).log_prob(state)
 
     def around(self, target: Any, k: Any, state: Array) -> tuple[Gaussian, Gaussian]:
         """Return Gaussian steps back and forth."""

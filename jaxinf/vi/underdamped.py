@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinf.core import Diagonal, Gaussian, Key, Leaf, record, static
-from jaxinf.vi.annealing import Annealing, no_control
-from jaxinf.vi.paths import Kernels
+from jaxinf.vi.annealing import Annealed, Annealing, no_control
 
 
 class Moving(NamedTuple):
@@ -88,18 +87,12 @@ def _still(v: Array) -> Float[Array, ""]:
 
 
 @record
-class Underdamped(Kernels):
+class Underdamped(Annealed):
     """See :func:`underdamped`."""
 
-    path: Annealing
     params: Leaf
     log_friction: Leaf
     apply: Callable[..., Any] = static()
-
-    @property
-    def steps(self) -> int:
-        """How many steps there are."""
-        return self.path.steps
 
     def start(self, target: Any) -> _Start:
         """Return the start, with momenta in equilibrium."""
