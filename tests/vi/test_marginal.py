@@ -68,8 +68,8 @@ def cone(z):
 
 
 def mean_field(z):
-    for name in ("x", "y"):
-        mean = numpyro.param(f"mean {name}", 0.0)
+    for name, start in (("x", 3.0), ("y", 0.0)):
+        mean = numpyro.param(f"mean {name}", start)
         scale = numpyro.param(f"scale {name}", jnp.e, constraint=dist.constraints.positive)
         numpyro.sample(name, dist.Normal(mean, scale))
 
