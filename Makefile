@@ -14,7 +14,7 @@ READY_BENCH := $(VENV)/.ready-bench
 READY_AOT := $(VENV)/.ready-aot
 INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 PYTEST = $(BIN)/python -m pytest -q
-BENCH = driver_overhead mixture_samplers certify_peers kalman_filters
+BENCH = driver_overhead mixture_samplers certify_peers kalman_filters variational_steps
 
 # An interpreter named on the command line is used or refused, never replaced by another.
 ifeq ($(origin PYTHON),command line)

@@ -22,8 +22,8 @@ class Draw(NamedTuple):
     """Of the values, in nats."""
     weight: Float[Array, " branches"]
     """By which what the values cost is multiplied before branches are added up; differentiated."""
-    score: Float[Array, " branches"]
-    """Whose gradient is multiplied by what the branch costs."""
+    score: Float[Array, " branches"] | None
+    """Whose gradient is multiplied by what the branch costs; None where no site has one."""
 
 
 @record
@@ -185,7 +185,7 @@ def _walk(law: Annotated, choice: Mapping[str, Any], sizes: dict[str, tuple[int,
     class Walk(Messenger):
         """Adds up scores and weights while sites are drawn."""
 
-        score = jnp.zeros(())
+        score = None
         weight = jnp.ones(())
 
         def process_message(self, msg: Any) -> None:
@@ -202,7 +202,8 @@ def _walk(law: Annotated, choice: Mapping[str, Any], sizes: dict[str, tuple[int,
                 sizes[name] = count, strategy.exhaustive
             site = strategy.draw(msg["kwargs"]["rng_key"], msg["fn"], choice.get(name, 0))
             msg["value"] = site.value
-            self.score = self.score + site.score
+            if site.score is not None:
+                self.score = site.score if self.score is None else self.score + site.score
             self.weight = self.weight * site.weight
 
     return Walk()

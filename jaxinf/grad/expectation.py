@@ -26,6 +26,8 @@ def averaged(costs: Float[Array, "draws branches"], draw: Any) -> Float[Array, "
         pair's draw.
     """
     weighed = draw.weight * costs
+    if draw.score is None:
+        return jnp.sum(weighed) / costs.shape[0]
     fixed = jax.lax.stop_gradient(weighed)
     count = costs.shape[0]
     others = (jnp.sum(fixed, axis=0, keepdims=True) - fixed) / max(count - 1, 1)
@@ -56,6 +58,8 @@ def reduced(
             "a bound that is no mean over draws cannot have sites with several branches "
             "(enumeration, measure_valued): give those sites score_function(), or take vi.elbo()."
         )
+    if draw.score is None:
+        return reduce(log_weights)
     value, fixed = reduce(log_weights), jax.lax.stop_gradient(log_weights)
     count = fixed.shape[0]
     if count == 1:

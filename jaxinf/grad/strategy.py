@@ -14,9 +14,9 @@ class Site(NamedTuple):
 
     value: Array
     """Differentiated as far as the strategy differentiates through it."""
-    score: Float[Array, ""]
+    score: Float[Array, ""] | None
     r"""A number s whose gradient, times what the draw costs, is part of the estimate: the estimate
-    of :math:`\nabla E[f]` is :math:`\nabla f + f \nabla s`."""
+    of :math:`\nabla E[f]` is :math:`\nabla f + f \nabla s`; None for none."""
     weight: Float[Array, ""]
     """Of the branch: what the draw costs is multiplied by it, and it is differentiated."""
 
@@ -56,8 +56,7 @@ class Once:
 
 def plain(value: Array) -> Site:
     """Return a draw without score and with weight one."""
-    dtype = jnp.result_type(float)
-    return Site(value, jnp.zeros((), dtype), jnp.ones((), dtype))
+    return Site(value, None, jnp.ones((), jnp.result_type(float)))
 
 
 def base(law: Any) -> Any:

@@ -20,7 +20,7 @@ class Weighed(NamedTuple):
     """Of the one that it is drawn from, normalised."""
     weight: Float[Array, " branches"]
     """See :class:`jaxinf.grad.Draw`."""
-    score: Float[Array, " branches"]
+    score: Float[Array, " branches"] | None
 
 
 @runtime_checkable
@@ -51,7 +51,7 @@ class Pair:
         else:
             value, log_prob = self.q.sample_and_log_prob(key)
             values, log_q = jax.tree.map(lambda a: a[None], (value, log_prob))
-            weight, score = jnp.ones_like(log_q), jnp.zeros_like(log_q)
+            weight, score = jnp.ones_like(log_q), None
         log_p = jax.vmap(self.p.log_prob)(values)
         return Weighed(values, log_p, log_q, weight, score)
 

@@ -75,7 +75,7 @@ class PathMeasures:
         """Draw a path forward."""
         path = self.forward(key)
         states, log_p, log_q = jax.tree.map(lambda a: a[None], path)
-        return Weighed(states, log_p, log_q, jnp.ones_like(log_q), jnp.zeros_like(log_q))
+        return Weighed(states, log_p, log_q, jnp.ones_like(log_q), None)
 
     def forward(self, key: Key) -> Path:
         """Draw a path from the start, and return its densities."""

@@ -68,8 +68,8 @@ def cone(z):
 
 
 def mean_field(z):
-    for name in ("x", "y"):
-        mean = numpyro.param(f"mean {name}", 0.0)
+    for name, start in (("x", 3.0), ("y", 0.0)):
+        mean = numpyro.param(f"mean {name}", start)
         scale = numpyro.param(f"scale {name}", jnp.e, constraint=dist.constraints.positive)
         numpyro.sample(name, dist.Normal(mean, scale))
 
@@ -81,12 +81,17 @@ def circle(z):
         numpyro.sample(name, dist.Normal(jnp.sqrt(z) * turn(angle), scale))
 
 
-def fitted(guide, law, objective, steps=4000):
-    """Return the bound of a guide after a fit."""
+def fitted(guide, law, objective, steps=2000):
+    """Return the bound of a guide after a fit.
+
+    At the start gradients are of order 1e4, which Adam remembers for thousands of steps.
+    """
     p = grad.annotate(cone, 5.0)
     found = vi.fit(
         KEY, _Loss(guide, law, objective), grad.initial(guide, KEY, 5.0), steps=steps,
-        optimizer=optax.adam(optax.cosine_decay_schedule(2e-2, steps)),
+        optimizer=optax.chain(
+            optax.clip_by_global_norm(10.0), optax.adam(optax.cosine_decay_schedule(2e-2, steps))
+        ),
     )  # fmt: skip
     pair = vi.pair(p, law(grad.annotate(guide, 5.0, params=found.params)))
     keys = jax.random.split(jax.random.key(1), 5000)
@@ -111,21 +116,32 @@ def own(particles):
     return lambda guide: vi.marginal(guide, ("x", "y"), particles=particles)
 
 
-# guide, law, objective, published: evidence lower bound, hierarchical, and doubly weighted
+# guide, law, objective, published, and the greatest bound there is where it is known: of the mean
+# field's by Gauss and Hermite's rule, of its importance-weighted one by fits of 6,000 steps of 256
+# bounds from six starts, which agree, and 200,000 draws
 PUBLISHED = {
-    "mean field": (mean_field, lambda guide: guide, vi.elbo(), -8.08),
-    "hierarchical": (circle, own(1), vi.elbo(), -9.75),
-    "importance-weighted hierarchical": (circle, own(5), vi.elbo(), -8.18),
-    "doubly importance-weighted": (circle, own(5), vi.iwae(5), -7.30),
+    "mean field": (mean_field, lambda guide: guide, vi.elbo(), -8.08, -8.0745),
+    "importance-weighted": (mean_field, lambda guide: guide, vi.iwae(5), -7.67, -7.5359),
+    "hierarchical": (circle, own(1), vi.elbo(), -9.75, None),
+    "importance-weighted hierarchical": (circle, own(5), vi.elbo(), -8.18, None),
+    "doubly importance-weighted": (circle, own(5), vi.iwae(5), -7.30, None),
 }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_cone(name):
-    """Lew et al. (2023), table 4: all within 0.1, one of them by no more than its own error."""
-    *parts, published = PUBLISHED[name]
+    """Lew et al. (2023), table 4: within 0.1, or at the optimum, below which one figure stays.
+
+    That one is of 5,000 steps of plain descent (1e-3, one draw). Of 64 such fits half end between
+    -7.72 and -7.59.
+    """
+    *parts, published, optimum = PUBLISHED[name]
     mean, error = fitted(*parts)
-    assert abs(mean - published) < 0.1 + 4 * error
+    if optimum is None:
+        assert abs(mean - published) < 0.1 + 4 * error
+    else:
+        assert abs(mean - optimum) < 4 * np.hypot(error, 0.002)
+        assert mean > published - 4 * error
 
 
 def test_bad_input():
