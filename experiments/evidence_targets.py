@@ -1,4 +1,4 @@
-"""Targets whose log evidence is known, or agreed on, for ``log_evidence.py``.
+"""Targets whose log evidence is known, or agreed on, for ``log_evidence.py`` and others.
 
 Priors are proper and normalised; the target's own density is prior times likelihood.
 """
@@ -25,6 +25,8 @@ class Case(NamedTuple):
     tolerance: float
     """What the mean over seeds should keep to."""
     known: str
+    sample: Callable[[Any], Any] | None = None
+    """An exact draw by a key, where there is one."""
 
 
 def normal(x: Any, scale: float) -> Any:
@@ -50,6 +52,12 @@ def funnel(_: Path | None) -> Any:
         return normal(v, 3.0) + normal(x * jnp.exp(-v / 2), 1.0) - x.size * v / 2
 
     return against(log_density, 10, 3.0)
+
+
+def funnel_sample(key: Any) -> Any:
+    """An exact draw of the funnel."""
+    z = jax.random.normal(key, (10,))
+    return jnp.concatenate([3 * z[:1], jnp.exp(1.5 * z[0]) * z[1:]])
 
 
 def mixture(_: Path | None) -> Any:
@@ -112,7 +120,7 @@ def breast_cancer(_: Path | None) -> Any:
 
 
 CASES = {
-    "funnel": Case(funnel, 0.0, 0.03, "exact"),
+    "funnel": Case(funnel, 0.0, 0.03, "exact", funnel_sample),
     "mixture": Case(mixture, 0.0, 0.02, "exact"),
     "many_well": Case(many_well, 164.696, 0.05, "one-dimensional quadrature"),
     "breast_cancer": Case(breast_cancer, -55.23, 0.03, "long runs of BlackJAX's sampler"),

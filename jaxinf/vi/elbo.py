@@ -25,7 +25,7 @@ class ELBO:
         draw = draws_of(key, measures, self.draws)
         log_q = draw.log_q
         if self.sticking:
-            log_q = jax.vmap(jax.vmap(frozen(measures.q).log_prob))(draw.values)
+            _, log_q = jax.vmap(jax.vmap(frozen(measures).evaluate))(draw.values)
         loss = averaged(log_q - draw.log_p, draw)
         return loss, info(-loss, draw)
 

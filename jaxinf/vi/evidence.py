@@ -30,7 +30,8 @@ class Evidence(NamedTuple):
     reverse_ess: Float[Array, ""] | None
     """Effective share of the paths that were drawn back."""
     invalid: Array
-    """How many log weights were NaN or +inf, and counted as 0."""
+    """How many log weights were NaN or +inf, and counted as 0, and how many of paths drawn back
+    were NaN, and counted as +inf: both bounds are still bounds."""
     values: PyTree
     """The draws, of paths their last positions; leading axis [draws]."""
     log_weights: Float[Array, " draws"]
@@ -82,6 +83,9 @@ def _evidence(key: Key, measures: Any, draws: int, exact: PyTree) -> Evidence:
     if exact is not None:
         count = jax.tree.leaves(exact)[0].shape[0]
         log_r = _reverse(measures, jax.random.split(back, count), exact)
+        lost = jnp.isnan(log_r)
+        bad = jnp.concatenate([bad, lost])
+        log_r = jnp.where(lost, jnp.inf, log_r)
         inverse, _, reverse_share = _mean(-log_r)
         spread = jnp.std(log_r, ddof=1) / jnp.sqrt(count)
         upper = jnp.mean(log_r), spread, -inverse, reverse_share

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinf.core import Diagonal, Gaussian, Key, Leaf, record, static
-from jaxinf.vi.annealing import Annealed, Annealing, no_control
+from jaxinf.vi.annealing import Annealed, Annealing
 
 
 class Moving(NamedTuple):
@@ -92,7 +92,7 @@ class Underdamped(Annealed):
 
     params: Leaf
     log_friction: Leaf
-    apply: Callable[..., Any] = static()
+    apply: Callable[..., Any] | None = static()
 
     def start(self, target: Any) -> _Start:
         """Return the start, with momenta in equilibrium."""
@@ -105,15 +105,21 @@ class Underdamped(Annealed):
         before, after = self.path.step(jnp.maximum(k - 1, 0)), self.path.step(k)
         friction = jnp.exp(self.log_friction)
         back, onward = jnp.exp(-friction * before), jnp.exp(-friction * after)
-        u = self.apply(self.params, state.x, t)
+        u = self.control(state.x, state.v, t)
         # the control is of the place where a momentum is drawn: the start of the leapfrog step
         there = state.x - 0.5 * before * (state.v + state.fresh)
-        undone = self.apply(self.params, there, jnp.maximum(k - 1, 0) / self.steps)
+        undone = self.control(there, state.fresh, jnp.maximum(k - 1, 0) / self.steps)
         behind = Gaussian(
             back * state.fresh - before * undone, Diagonal(jnp.sqrt(1 - jnp.square(back)))
         )
         ahead = Gaussian(onward * state.v + after * u, Diagonal(jnp.sqrt(1 - jnp.square(onward))))
         return Behind(self, target, k, state, behind), Ahead(self, target, k, state, ahead)
+
+    def control(self, x: Array, v: Array, t: Any) -> Array:
+        """Return the control at a place with a momentum."""
+        if self.apply is None:
+            return jnp.zeros_like(x)
+        return self.apply(self.params, jnp.concatenate([x, v]), t)
 
     def leap(
         self, target: Any, k: Any, x: Array, v: Array, sign: float = 1.0
@@ -144,15 +150,15 @@ class Underdamped(Annealed):
 
 
 def underdamped(
-    path: Annealing, apply: Callable[..., Any] = no_control, params: Any = (), *,
+    path: Annealing, apply: Callable[..., Any] | None = None, params: Any = (), *,
     friction: float = 1.0,
 ) -> Underdamped:  # fmt: skip
     r"""Annealed Langevin paths with momentum.
 
-    .. math:: \hat v &\sim N\bigl(e^{-\gamma h} v + h\, u(x, t_k), (1 - e^{-2 \gamma h}) I\bigr),
+    .. math:: \hat v &\sim N\bigl(e^{-\gamma h} v + h\, u(x, v, t_k), \sigma^2 I\bigr),
               \qquad (x', v') = \mathrm{leapfrog}_{\pi_{k+1}}(x, \hat v) \\
-              v &\sim N\bigl(e^{-\gamma h} \hat v - h\, u(x, t_k), (1 - e^{-2 \gamma h}) I\bigr)
-              \quad \text{backward}
+              v &\sim N\bigl(e^{-\gamma h} \hat v - h\, u(x, \hat v, t_k), \sigma^2 I\bigr)
+              \quad \text{backward,} \qquad \sigma^2 = 1 - e^{-2 \gamma h}
 
     Without control it is uncorrected Hamiltonian annealing; with it, controlled Monte Carlo
     diffusion with momentum. Leapfrog steps keep volumes and are undone exactly, so that densities
@@ -160,7 +166,8 @@ def underdamped(
 
     Args:
       path: :func:`annealing`.
-      apply: u, ``apply(params, x, t)`` of one position and a time in [0, 1].
+      apply: u, ``apply(params, xv, t)`` of one position and momentum, (2 dim,), and a time in
+        [0, 1]; (dim,).
       params: its parameters.
       friction: gamma.
 

@@ -36,9 +36,9 @@ def bent(params, x, t):
     return jnp.tanh(params["in"] @ x + params["t"] * t) @ params["out"]
 
 
-def network(key):
+def network(key, inputs=DIM):
     keys = jax.random.split(key, 3)
-    shapes = {"in": (5, DIM), "t": (5,), "out": (5, DIM)}
+    shapes = {"in": (5, inputs), "t": (5,), "out": (5, DIM)}
     drawn = zip(shapes.items(), keys, strict=True)
     return bent, {name: 0.5 * jax.random.normal(k, shape) for (name, shape), k in drawn}
 
@@ -54,7 +54,7 @@ def kernels(name, key=None, steps=STEPS):
         "denoising": lambda: vi.denoising_sampler(DIM, steps, *network(key)),
         "momentum": lambda: vi.underdamped(path),
         "annealed importance": lambda: vi.annealed_importance(path, mcmc.hmc(2, 0.7)),
-        "controlled momentum": lambda: vi.underdamped(path, *network(key)),
+        "controlled momentum": lambda: vi.underdamped(path, *network(key, 2 * DIM)),
     }[name]()
 
 
@@ -196,12 +196,12 @@ def test_without_control_they_are_annealed_langevins():
 
 
 LOSSES = (
-    vi.elbo(32), vi.log_variance(32), vi.log_derivative(32), vi.trajectory_balance(32),
-    vi.forward_kl(32),
+    vi.elbo(32), vi.elbo(32, sticking=True), vi.log_variance(32), vi.log_derivative(32),
+    vi.trajectory_balance(32), vi.forward_kl(32),
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
+@pytest.mark.parametrize("loss", LOSSES, ids=str)
 def test_every_divergence_finds_the_control(loss):
     """At the perfect control each is least: a control of 3 learns that 4 is better."""
     measures = moving(16, 3.0)
