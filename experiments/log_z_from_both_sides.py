@@ -56,6 +56,8 @@ class Config:
     """Of the control's two hidden layers."""
     fitted_start: bool = False
     """Whether paths begin at a fitted mean field, instead of N(0, I)."""
+    falling: bool = False
+    """Whether steps shorten towards the target."""
     length: float = 0.3
     """Time of a whole path before the fit; of those with momentum six times as much."""
     evaluated: int = 50_000
@@ -175,7 +177,7 @@ def begin(key: jax.Array, name: str, posterior: Any, config: Config) -> Any:
         ).params  # fmt: skip
         mean, scale = found.mean, jnp.exp(found.log_scale)
     path = vi.annealing(
-        posterior.dim, config.steps, mean=mean, scale=scale, step=length, falling=False
+        posterior.dim, config.steps, mean=mean, scale=scale, step=length, falling=config.falling
     )
     inputs = posterior.dim * (2 if name == "controlled_momentum" else 1) + 2 * TIMES
     network = vi.perceptron(key, inputs, posterior.dim, width=config.width)

@@ -38,7 +38,7 @@ class Annealing:
         """The start."""
         return Gaussian(self.mean, Diagonal(jnp.exp(self.log_scale)))
 
-    def temperature(self, k: Any) -> Float[Array, ""]:
+    def temperature(self, k: Any) -> Float[Array, "*k"]:
         """Return by which power the target counts at a step: 0 at the start, 1 at the end."""
         whole = jnp.cumsum(jax.nn.softmax(self.log_increments))
         return jnp.concatenate([jnp.zeros(1, whole.dtype), whole[:-1], jnp.ones(1, whole.dtype)])[k]
@@ -57,8 +57,10 @@ class Annealing:
         return density(_between, self.mean, (target, self.law, self.temperature(k)))
 
     def score(self, target: Any, k: Any, x: Array) -> Array:
-        """Return the gradient of the log density at a step."""
-        return jax.grad(self.at(target, k).log_prob)(x)
+        """Return the gradient of the log density at a step, or at several: leading axes of k."""
+        b = self.temperature(k)
+        ends = jax.grad(target.log_prob)(x), jax.grad(self.law.log_prob)(x)
+        return jnp.tensordot(b, ends[0], 0) + jnp.tensordot(1 - b, ends[1], 0)
 
 
 @record

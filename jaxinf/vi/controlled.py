@@ -21,12 +21,12 @@ class Controlled(Annealed):
 
     def around(self, target: Any, k: Any, state: Array) -> tuple[Gaussian, Gaussian]:
         """Return Gaussian steps back and forth."""
-        score = self.path.score(target, k, state)
+        here, onward = self.path.score(target, jnp.stack([k, k + 1]), state)
         u = self.apply(self.params, state, k / self.steps)
         behind, ahead = self.path.step(jnp.maximum(k - 1, 0)), self.path.step(k)
-        drift = score + u if self.ahead else score
+        drift = here + u if self.ahead else onward
         return (
-            Gaussian(state + behind * (score - u), Diagonal(jnp.sqrt(2 * behind))),
+            Gaussian(state + behind * (here - u), Diagonal(jnp.sqrt(2 * behind))),
             Gaussian(state + ahead * drift, Diagonal(jnp.sqrt(2 * ahead))),
         )
 
@@ -56,7 +56,10 @@ def controlled(path: Annealing, apply: Callable[..., Any], params: Any) -> Contr
 
 
 def langevin_annealing(path: Annealing) -> Controlled:
-    r"""Unadjusted Langevin annealing: :func:`controlled` without control.
+    r"""Unadjusted Langevin annealing.
+
+    .. math:: F_k = N\bigl(x + h_k \nabla \log \pi_{k+1}(x), 2 h_k I\bigr), \qquad
+              B_k = N\bigl(x' + h_k \nabla \log \pi_{k+1}(x'), 2 h_k I\bigr)
 
     Its weights are those of annealed importance sampling with Langevin steps that are not
     corrected, held against their reversal.
@@ -71,7 +74,7 @@ def langevin_annealing(path: Annealing) -> Controlled:
 def monte_carlo_diffusion(path: Annealing, apply: Callable[..., Any], params: Any) -> Controlled:
     r"""Langevin annealing whose reversal is learnt.
 
-    .. math:: F_k &= N\bigl(x + h_k \nabla \log \pi_k(x), 2 h_k I\bigr) \\
+    .. math:: F_k &= N\bigl(x + h_k \nabla \log \pi_{k+1}(x), 2 h_k I\bigr) \\
               B_k &= N\bigl(x' + h_k (\nabla \log \pi_{k+1}(x') - u(x', t_{k+1})), 2 h_k I\bigr)
 
     Args:
