@@ -11,8 +11,8 @@ tables share. A drawn pattern's own field is an exact draw of its posterior, so 
 bounds hold; those of the saplings are by the particles of tempered Monte Carlo.
 Hardware: 2 CPU cores, 4 minutes.
 Expected on the saplings (lower bound, upper bound, errors 0.4 at most): mean field 488.4, 511.3;
-annealed importance with 64 steps 501.2, 502.3; with 8 steps Langevin annealing 492.8, 508.9, with
-momentum 494.8, 507.4, controlled 491.9, 509.2 and 494.6, 507.3; tempered Monte Carlo says 501.5
+annealed importance with 64 steps 501.2, 502.3; with 8 steps Langevin annealing 494.7, 508.1, with
+momentum 494.8, 507.4, controlled 491.9, 509.2 and 494.7, 507.5; tempered Monte Carlo says 501.5
 (0.2). With ``--twice`` annealed importance has 511.8, 512.9, tempered Monte Carlo 512.1 (0.2): the
 512.6 of the literature is that file's; published lower bounds with 8 steps, of fields that are not
 white, are 447.8 (Langevin annealing), 469.5 (controlled) and 452.5 (with momentum).
