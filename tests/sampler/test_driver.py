@@ -122,7 +122,8 @@ def test_compile_time_and_memory_do_not_depend_on_steps(key):
         return len(compiled.as_text().splitlines()), compiled.memory_analysis()
 
     (short, a), (long, b) = program(10), program(1000)
-    assert abs(long - short) <= 2
+    # where the compiler splits a program moves by some lines; a step that is unrolled has dozens
+    assert abs(long - short) < (1000 - 10) / 100
     table = 4 * 3 * 1000  # the times and indices themselves, in bytes
     assert b.temp_size_in_bytes - a.temp_size_in_bytes <= 2 * table
 
