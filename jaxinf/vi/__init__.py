@@ -35,7 +35,7 @@ from jaxinf.vi.controlled import (
     langevin_annealing,
     monte_carlo_diffusion,
 )
-from jaxinf.vi.coupling import Coupling, Elementwise, coupling
+from jaxinf.vi.coupling import Coupling, Elementwise, coupling, coupling_flow
 from jaxinf.vi.denoising_sampler import DenoisingSampler, denoising_sampler
 from jaxinf.vi.dual_rate import Local, dual_rate, fit_local
 from jaxinf.vi.elbo import ELBO, elbo
@@ -194,6 +194,7 @@ __all__ = [
     "chain",
     "controlled",
     "coupling",
+    "coupling_flow",
     "denoising_sampler",
     "dual_rate",
     "elbo",

@@ -1,15 +1,11 @@
 """Coupling layers that shift and scale."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinf.core import Key, record, static
-from jaxinf.vi.coupling import Coupling, coupling
-from jaxinf.vi.families import mean_field
-from jaxinf.vi.flow_family import Flow, flow
-from jaxinf.vi.stacked import stacked
+from jaxinf.vi.coupling import Coupling, coupling, coupling_flow
+from jaxinf.vi.flow_family import Flow
 
 
 @record
@@ -59,7 +55,10 @@ def affine(limit: float = 10.0) -> Affine:
     return Affine(float(limit))
 
 
-def affine_coupling(key: Key, dim: int, *, limit: float = 10.0, **options: Any) -> Coupling:
+def affine_coupling(
+    key: Key, dim: int, *, limit: float = 10.0, keep: int | None = None, width: int = 32,
+    depth: int = 2,
+) -> Coupling:  # fmt: skip
     r"""A coupling layer that shifts and scales, of the real-valued non-volume-preserving flow.
 
     .. math:: z_{\le k} = u_{\le k}, \qquad
@@ -70,7 +69,9 @@ def affine_coupling(key: Key, dim: int, *, limit: float = 10.0, **options: Any) 
       key: a typed key.
       dim: how many numbers.
       limit: of the log-scales, see :func:`affine`.
-      options: ``keep``, ``width`` and ``depth`` of :func:`coupling`.
+      keep: how many numbers stay, see :func:`coupling`.
+      width: of the conditioner's hidden layers.
+      depth: how many.
 
     Returns:
       The bijection, at the start the identity.
@@ -82,7 +83,7 @@ def affine_coupling(key: Key, dim: int, *, limit: float = 10.0, **options: Any) 
       L. Dinh, J. Sohl-Dickstein and S. Bengio, "Density estimation using Real NVP" (2017), eqs. 4
       to 8.
     """
-    return coupling(key, dim, affine(limit), **options)
+    return coupling(key, dim, affine(limit), keep=keep, width=width, depth=depth)
 
 
 def affine_coupling_flow(
@@ -107,8 +108,4 @@ def affine_coupling_flow(
     Reference:
       L. Dinh, J. Sohl-Dickstein and S. Bengio, "Density estimation using Real NVP" (2017).
     """
-
-    def make(key: Key) -> Coupling:
-        return affine_coupling(key, dim, limit=limit, width=width, depth=depth)
-
-    return flow(mean_field(dim), stacked(key, make, layers, reverse=True))
+    return coupling_flow(key, dim, layers, affine(limit), width=width, depth=depth)

@@ -7,7 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinf.core import Key, Leaf, record, static
+from jaxinf.vi.families import mean_field
+from jaxinf.vi.flow_family import Flow, flow
 from jaxinf.vi.perceptron import perceptron
+from jaxinf.vi.stacked import stacked
 
 
 @runtime_checkable
@@ -113,3 +116,29 @@ def coupling(
     outputs = (dim - keep) * elementwise.size
     conditioner = perceptron(key, keep, outputs, width=width, depth=depth)
     return Coupling(conditioner, elementwise, dim, keep)
+
+
+def coupling_flow(
+    key: Key, dim: int, layers: int, elementwise: Elementwise, *, width: int = 32, depth: int = 2
+) -> Flow:
+    """A Gaussian of independent numbers carried through couplings of alternating halves.
+
+    Args:
+      key: a typed key.
+      dim: how many numbers.
+      layers: how many couplings.
+      elementwise: how each number is moved, :func:`affine` or :func:`spline`.
+      width: of the conditioners' hidden layers.
+      depth: how many.
+
+    Returns:
+      The family; it starts at N(0, I).
+
+    Raises:
+      ValueError: for a dimension below 2, fewer than one layer and sizes below 1.
+    """
+
+    def make(key: Key) -> Coupling:
+        return coupling(key, dim, elementwise, width=width, depth=depth)
+
+    return flow(mean_field(dim), stacked(key, make, layers, reverse=True))

@@ -73,19 +73,12 @@ class _Loss:
 
 
 def dual_rate(
-    key: Key,
-    log_joint: Callable[[PyTree, Array, PyTree], Array],
-    params: PyTree,
-    data: PyTree,
-    family: Any,
-    *,
-    steps: int = 1000,
-    fast: int = 16,
-    batch: int | None = None,
-    fast_optimizer: optax.GradientTransformation = FAST,
-    objective: Any = None,
-    **options: Any,
-) -> Fit:
+    key: Key, log_joint: Callable[[PyTree, Array, PyTree], Array], params: PyTree, data: PyTree,
+    family: Any, *, steps: int = 1000, fast: int = 16, batch: int | None = None,
+    fast_optimizer: optax.GradientTransformation = FAST, objective: Any = None,
+    optimizer: optax.GradientTransformation | None = None, opt_state: PyTree = None,
+    progress: bool = False,
+) -> Fit:  # fmt: skip
     r"""Fit a decoder without an encoder.
 
     At each slow step every example of the batch gets a posterior of its own, fitted from the start
@@ -108,7 +101,9 @@ def dual_rate(
       fast_optimizer: optax's; Adam at 0.1 by default. Build it once.
       objective: ``elbo(1)`` by default; ``elbo(draws, sticking=True)`` ends without noise where the
         family holds the posterior.
-      options: ``optimizer`` (the slow one), ``opt_state`` and ``progress`` of :func:`fit`.
+      optimizer: the slow one, see :func:`fit`, as the next two.
+      opt_state: of an earlier fit, to go on.
+      progress: whether a bar counts the slow steps.
 
     Returns:
       :class:`Fit` with the decoder's ``params``; ``info.bound`` is the mean of each step's batch,
@@ -131,7 +126,10 @@ def dual_rate(
         raise ValueError(f"batch must lie between 1 and the {count} examples, got {batch}.")
     objective = elbo(1) if objective is None else objective
     loss = _Loss(log_joint, objective, fast_optimizer, fast, batch)
-    return fit(key, loss, params, data, family, steps=steps, **options)
+    return fit(
+        key, loss, params, data, family, steps=steps, optimizer=optimizer, opt_state=opt_state,
+        progress=progress,
+    )  # fmt: skip
 
 
 def fit_local(

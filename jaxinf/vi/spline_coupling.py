@@ -1,18 +1,15 @@
 """Coupling layers of monotone splines."""
 
-from typing import Any
-
 from jaxinf.core import Key
-from jaxinf.vi.coupling import Coupling, coupling
-from jaxinf.vi.families import mean_field
-from jaxinf.vi.flow_family import Flow, flow
+from jaxinf.vi.coupling import Coupling, coupling, coupling_flow
+from jaxinf.vi.flow_family import Flow
 from jaxinf.vi.spline import spline
-from jaxinf.vi.stacked import stacked
 
 
 def spline_coupling(
-    key: Key, dim: int, *, bins: int = 8, limit: float = 5.0, **options: Any
-) -> Coupling:
+    key: Key, dim: int, *, bins: int = 8, limit: float = 5.0, keep: int | None = None,
+    width: int = 32, depth: int = 2,
+) -> Coupling:  # fmt: skip
     r"""A coupling layer whose numbers go through monotone rational-quadratic splines.
 
     .. math:: z_{\le k} = u_{\le k}, \qquad z_i = g_{\theta_i(u_{\le k})}(u_i)
@@ -22,7 +19,9 @@ def spline_coupling(
       dim: how many numbers.
       bins: of each spline g, see :func:`spline`.
       limit: outside [-limit, limit] numbers stay.
-      options: ``keep``, ``width`` and ``depth`` of :func:`coupling`.
+      keep: how many numbers stay, see :func:`coupling`.
+      width: of the conditioner's hidden layers.
+      depth: how many.
 
     Returns:
       The bijection, at the start the identity; its inverse is exact.
@@ -33,7 +32,7 @@ def spline_coupling(
     Reference:
       C. Durkan, A. Bekasov, I. Murray and G. Papamakarios, "Neural Spline Flows" (2019), section 3.
     """
-    return coupling(key, dim, spline(bins, limit), **options)
+    return coupling(key, dim, spline(bins, limit), keep=keep, width=width, depth=depth)
 
 
 def spline_coupling_flow(
@@ -67,8 +66,4 @@ def spline_coupling_flow(
     Reference:
       C. Durkan, A. Bekasov, I. Murray and G. Papamakarios, "Neural Spline Flows" (2019).
     """
-
-    def make(key: Key) -> Coupling:
-        return spline_coupling(key, dim, bins=bins, limit=limit, width=width, depth=depth)
-
-    return flow(mean_field(dim), stacked(key, make, layers, reverse=True))
+    return coupling_flow(key, dim, layers, spline(bins, limit), width=width, depth=depth)
