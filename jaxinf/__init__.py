@@ -20,6 +20,7 @@ _ROOMS = (
     "sampler",
     "score",
     "vi",
+    "guide",
     "mc",
     "data",
     "run",
