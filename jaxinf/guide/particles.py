@@ -121,40 +121,32 @@ def particles(
 ) -> smc.Run:
     r"""Sample a guided denoiser with the weights that make it exact.
 
-    The target of a step from t to s is prod_i p_i(x_s | x_t)^(a_i) k(x_t | x_s)^(1 - sum a_i)
-    times psi_s(x_s) / psi_t(x_t), with p_i the stepper's transitions under the experts, k the
-    process's forward transition, a_i the exponents of :func:`guide.product` and psi the twists of
-    :func:`guide.conditioned`; the proposal is the stepper's transition under the guided denoiser:
-
     .. math:: \log G = \sum_i a_i \log p_i(x_s | x_t)
               + \Bigl(1 - \sum_i a_i\Bigr) \log k(x_t | x_s)
               + \log \frac{\psi_s(x_s)}{\psi_t(x_t)} - \log p_{guided}(x_s | x_t)
 
-    At the end psi is the exact likelihood. For one expert the law is that of the prior's
-    discretised chain given the observation, and the evidence that of the observation under the
-    chain, without bias, as particles grow; for products it is the product of the experts' where
-    their transitions are those of the noised laws, up to the discretisation.
+    with p_i the stepper's transitions under the experts, k the process's forward transition, a_i
+    the exponents of :func:`guide.product`, psi the twists of :func:`guide.conditioned`, at the end
+    the exact likelihood. For one expert the law is that of the prior's discretised chain given the
+    observation, and the evidence without bias; a product's is exact up to the discretisation.
 
     Args:
       key: a typed key.
-      stepper: one with a transition density: ``sampler.moment_matched(process)`` (the closest to
-        the prior's law, for examples of up to some hundred numbers), ``sampler.ancestral``,
-        ``sampler.ddim(process, eta)``, ``sampler.euler_maruyama``.
+      stepper: with a transition density: ``sampler.moment_matched`` (closest to the prior's law,
+        for examples of up to some hundred numbers), ``ancestral``, ``ddim(process, eta)``,
+        ``euler_maruyama``.
       denoiser: ``guide.conditioned``, ``guide.product`` or any composition of them.
-      plan: the times; its end is above 0 but for ``moment_matched``, which draws x_0 itself.
+      plan: the times; they end above 0 but for ``moment_matched``, which draws x_0 itself.
       shape: an example's.
       cond: one condition, for all particles.
       particles: how many.
-      resample: the scheme.
-      threshold: the share of effective particles below which they are resampled.
-      progress: whether a bar counts the steps.
+      resample, threshold, progress: as in :func:`smc.run`.
 
     Returns:
       :class:`smc.Run`: ``population.particles`` are the examples, [particles, *shape], with
-      ``log_weights``; ``log_evidence`` is log of the integral of the target at time 0, with a
-      standard error; ``info.ess`` by step. A weight that is not finite counts as 0 and in
-      ``population.invalid``; where all are lost, ``info.alive`` says from which step on. Several
-      observations are ``jax.vmap`` over them, each with its own particles.
+      ``log_weights``; ``log_evidence``, the log of the target's integral, with a standard error;
+      ``info.ess`` by step. Weights that are not finite count as 0 and in ``population.invalid``;
+      where all are lost, ``info.alive`` says from which step on. ``jax.vmap`` for several problems.
 
     Raises:
       TypeError: for a stepper without a transition density.
@@ -164,16 +156,11 @@ def particles(
     Reference:
       Practical and Asymptotically Exact Conditional Sampling in Diffusion Models, Wu et al., 2023,
       algorithm 1 and theorem 1, for one expert.
-
-    Example:
-      ``run = guide.particles(key, sampler.ancestral(p), posterior, plan, (8,))`` and
-      ``run.population.mean()``.
     """
     check_key(key)
     _check(stepper, denoiser, plan, cond, shape)
     times = jnp.asarray(plan.times, float)
-    steps = jnp.arange(plan.steps)
-    inputs = times[:-1], times[1:], steps == plan.steps - 1
+    inputs = times[:-1], times[1:], jnp.arange(plan.steps) == plan.steps - 1
     chain = ReverseChain(stepper, denoiser, times[0], cond, tuple(shape))
     run = smc.run(
         key, chain, inputs, particles=particles, resample=resample, threshold=threshold,
