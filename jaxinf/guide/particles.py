@@ -140,13 +140,14 @@ def particles(
       shape: an example's.
       cond: one condition, for all particles.
       particles: how many.
-      resample, threshold, progress: as in :func:`smc.run`.
+      resample: the scheme.
+      threshold: the effective share below which it is called.
+      progress: whether a bar counts the steps.
 
     Returns:
-      :class:`smc.Run`: ``population.particles`` are the examples, [particles, *shape], with
-      ``log_weights``; ``log_evidence``, the log of the target's integral, with a standard error;
-      ``info.ess`` by step. Weights that are not finite count as 0 and in ``population.invalid``;
-      where all are lost, ``info.alive`` says from which step on. ``jax.vmap`` for several problems.
+      :class:`smc.Run`, its particles [particles, *shape], ``log_evidence`` the log of the target's
+      integral. Weights that are not finite count as 0 and in ``population.invalid``; where all are
+      lost, ``info.alive`` says from which step on.
 
     Raises:
       TypeError: for a stepper without a transition density.
