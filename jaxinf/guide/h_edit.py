@@ -186,6 +186,12 @@ def h_edit(
     """
     if not terms:
         return stepper
+    _check(stepper, eta, iterations, implicit)
+    return HEdit(stepper, terms, weight, eta, int(iterations), implicit)
+
+
+def _check(stepper: Any, eta: Scalar, iterations: int, implicit: bool) -> None:
+    """Raise on what cannot be edited with."""
     state = jax.eval_shape(stepper.init, jax.ShapeDtypeStruct((1,), jnp.float32))
     if not isinstance(state, State | BidirectionalState):
         raise TypeError(
@@ -208,4 +214,3 @@ def h_edit(
                 f"h-Edit needs alpha(t_max) > 0, and it is {alpha:.3g}, where gamma is infinite; "
                 "end the schedule earlier (process.cosine(t_max=0.99))"
             )
-    return HEdit(stepper, terms, weight, eta, int(iterations), implicit)
