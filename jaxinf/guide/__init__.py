@@ -1,7 +1,7 @@
 """Conditioning: score models tilted by evidence, experts, rewards and end points."""
 
 from jaxinf.guide.doob import Conditioned, GuidedPath, doob, guided_bridge, h_transform
-from jaxinf.guide.h_edit import contrast, h_edit, slope
+from jaxinf.guide.h_edit import h_edit, reward_gradient, score_difference
 from jaxinf.guide.paired_bridges import Pairs, paired_bridge, paired_denoising
 from jaxinf.guide.reflected import (
     Reflected,
@@ -17,7 +17,6 @@ __all__ = [
     "GuidedPath",
     "Pairs",
     "Reflected",
-    "contrast",
     "doob",
     "fold",
     "guided_bridge",
@@ -29,5 +28,6 @@ __all__ = [
     "reflected",
     "reflected_denoising",
     "reflected_euler",
-    "slope",
+    "reward_gradient",
+    "score_difference",
 ]

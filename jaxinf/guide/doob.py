@@ -239,13 +239,15 @@ def guided_bridge(
       observed diffusions" (2018).
 
     Example:
-      The transition density of a double well, by 1000 bridges to 1::
+      The transition density of a double well from -1 to 1, by 1000 bridges::
 
         process = markov.diffusion(lambda p, t, x: 4 * x - 4 * x**3, lambda p, t, x: jnp.eye(1))
-        line = -2 * jnp.eye(1), 2 * jnp.ones(1), jnp.eye(1)
-        proxy = guide.doob(*line, view, jnp.ones(1), 1.0)  # the view of the bridge above
-        draw = lambda key: guide.guided_bridge(key, process, proxy, -jnp.ones(1), times)
-        log_weight = jax.vmap(draw)(jax.random.split(key, 1000)).log_weight
+        view = markov.linear_gaussian(jnp.eye(1), core.Diagonal(jnp.zeros(1)))
+        proxy = guide.doob(-jnp.eye(1), jnp.ones(1), jnp.eye(1), view, jnp.ones(1), 1.0)
+        draw = jax.vmap(guide.guided_bridge, (0, None, None, None, None))
+        keys, times = jax.random.split(jax.random.key(0), 1000), jnp.linspace(0.0, 1.0, 41)
+        log_weight = draw(keys, process, proxy, -jnp.ones(1), times).log_weight
+        density = jnp.mean(jnp.exp(log_weight))
     """
     if is_concrete((times, proxy.end)):
         last, end = float(times[-1]), float(proxy.end)

@@ -80,7 +80,7 @@ def _shifted(state: Any, by: Array) -> Any:
 
 
 @record
-class Slope:
+class RewardGradient:
     """(x, t) -> grad log h, by differentiation."""
 
     log_h: Leaf
@@ -91,7 +91,7 @@ class Slope:
 
 
 @record
-class Contrast:
+class ScoreDifference:
     """(x, t) -> the score of one denoiser less that of another."""
 
     edited: Leaf
@@ -105,7 +105,7 @@ class Contrast:
         return there - convert(p, t, x, self.original(x, t, given), x0, score)
 
 
-def slope(log_h: Callable[[Array, Array], Array]) -> Slope:
+def reward_gradient(log_h: Callable[[Array, Array], Array]) -> RewardGradient:
     """The editing term of a reward: the gradient of log h.
 
     Args:
@@ -115,10 +115,12 @@ def slope(log_h: Callable[[Array, Array], Array]) -> Slope:
     Returns:
       A term for :func:`h_edit`.
     """
-    return Slope(log_h)
+    return RewardGradient(log_h)
 
 
-def contrast(edited: Any, original: Any, wanted: Any = None, given: Any = None) -> Contrast:
+def score_difference(
+    edited: Any, original: Any, wanted: Any = None, given: Any = None
+) -> ScoreDifference:
     """The editing term of two conditions: h = p(wanted | x_t) / p(given | x_t) up to a factor.
 
     Args:
@@ -133,7 +135,7 @@ def contrast(edited: Any, original: Any, wanted: Any = None, given: Any = None) 
     Reference:
       h-Edit, Nguyen et al., 2025, equations 23 and 24, without its factor of the noise.
     """
-    return Contrast(edited, original, (wanted, given))
+    return ScoreDifference(edited, original, (wanted, given))
 
 
 def h_edit(
@@ -161,16 +163,16 @@ def h_edit(
     independent of that; any other sum steers somewhere between, and nothing here weighs it.
 
     Args:
-      stepper: the base, which reconstructs: a method that keeps nothing but x (or
-        ``sampler.bidirectional``, which can be inverted exactly).
-      *terms: each called as ``term(x, t)``, grad log h of x's shape: :func:`slope`,
-        :func:`contrast` or any pytree; they add. None returns the base itself.
+      stepper: the base: one that keeps nothing but x, or ``sampler.bidirectional``.
+      *terms: each called as ``term(x, t)``, grad log h of x's shape: :func:`reward_gradient`,
+        :func:`score_difference` or any pytree; they add. None returns the base itself.
       eta: the amount of fresh noise of the base's steps, as ``sampler.ddim`` takes it: 0 for
         deterministic ones, 1 for the ancestral sampler and ``sampler.euler_maruyama``.
       weight: what log h is multiplied by.
       iterations: K, how often the implicit form repeats its update; the edit grows K times, and
         weight / K keeps its size. The paper's pull back to the base between them is left out.
-      implicit: whether grad log h is taken at the base's x_s; otherwise at x_t.
+      implicit: whether grad log h is taken at the base's x_s, where a step to time 0 edits nothing
+        as sigma_s is 0; otherwise at x_t.
 
     Returns:
       The stepper. It calls the denoiser as often as the base.
@@ -183,6 +185,12 @@ def h_edit(
     Reference:
       h-Edit: Effective and Flexible Diffusion-Based Editing via Doob's h-Transform, Nguyen et al.,
       2025, equations 22 to 25.
+
+    Example::
+
+        reward = jax.tree_util.Partial(lambda to, x, t: -jnp.sum((x - to) ** 2) / 2, 2.0)
+        p = process.gaussian(process.linear_beta())
+        stepper = guide.h_edit(sampler.ancestral(p), guide.reward_gradient(reward), eta=1.0)
     """
     if not terms:
         return stepper

@@ -37,7 +37,7 @@ def log_h(a, s, x, t):
 
 
 def slope(a, s):
-    return guide.slope(Partial(log_h, jnp.asarray(a), jnp.asarray(s)))
+    return guide.reward_gradient(Partial(log_h, jnp.asarray(a), jnp.asarray(s)))
 
 
 def posterior(a, s, t):
@@ -102,7 +102,10 @@ def log_rest(first, second, x, t):
 def test_terms_that_know_of_each_other_reach_the_product(x64):
     """log h = log h_1 + log h_{2|1}: the posterior of two Gaussian experts, to order one."""
     (a, s), (b, r) = first, second = (jnp.asarray(1.5), jnp.asarray(1.0)), (-0.5, 0.8)
-    terms = slope(a, s), guide.slope(Partial(log_rest, first, tuple(map(jnp.asarray, second))))
+    terms = (
+        slope(a, s),
+        guide.reward_gradient(Partial(log_rest, first, tuple(map(jnp.asarray, second)))),
+    )
     stepper = guide.h_edit(sampler.euler_maruyama(P), *terms, eta=1.0)
     variance = 1 / (1 + 1 / float(s) ** 2 + 1 / r**2)
     exact = variance * (float(a) / float(s) ** 2 + b / r**2), variance
@@ -180,12 +183,12 @@ def test_the_implicit_form_is_the_paper_s(x64):
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_a_contrast_replaces_the_condition(eta, x64):
-    """With the score of what is wanted less that of what is there: DDIM's step for the former."""
+def test_a_score_difference_replaces_the_condition(eta, x64):
+    """With the scores of what is wanted and of what is there: DDIM's step for the former."""
     p, t, s, state, noise = coloured()
     there, wanted = (oracle(p, m) for m in (Z, CENTRE))
     base = sampler.ddim(p, eta=eta)
-    term = guide.contrast(wanted, there)
+    term = guide.score_difference(wanted, there)
     edited = guide.h_edit(base, term, eta=eta, implicit=False)
     got, _ = edited.step(there, noise, state, t, s)
     new, _ = base.step(wanted, noise, state, t, s)

@@ -1,6 +1,7 @@
 """Reflected processes: two series of one kernel, exact draws, Euler's law on a grid, the loss."""
 
 import itertools
+from typing import NamedTuple
 
 import chex
 import jax
@@ -141,6 +142,29 @@ def test_the_reverse_law_is_exact_to_order_one(x64):
     assert abs(fine / coarse - 0.5) < 0.02
 
 
+class Given(NamedTuple):
+    """Noise that is what the test says."""
+
+    z: jax.Array
+
+    def increment(self, t, s):
+        return self.z
+
+
+def test_a_step_is_euler_s(x64):
+    """x + (sigma_t^2 - sigma_s^2) score + sqrt(sigma_t^2 - sigma_s^2) z, folded; by hand."""
+    x, z, t, s = jnp.array([0.3, 0.9]), jnp.array([-0.4, 1.2]), 0.8, 0.5
+    stepper, score = guide.reflected_euler(R), Score(1.0)
+    state, info = stepper.step(score, Given(z), stepper.init(x), t, s)
+    slope = np.asarray(score(x, t))
+    moved = np.asarray(x) + 0.39 * slope + np.sqrt(0.39) * np.asarray(z)
+    np.testing.assert_allclose(state.x, [abs(moved[0]), 2 - moved[1]], rtol=1e-12)
+    np.testing.assert_allclose(info.score, slope)
+    again = R.renoise(Given(z), x, s, t)  # and the way ahead, exactly
+    ahead = np.asarray(x) + np.sqrt(0.39) * np.asarray(z)
+    np.testing.assert_allclose(again, [abs(ahead[0]), 2 - ahead[1]], rtol=1e-12)
+
+
 def test_samples_have_the_law_of_the_steps(key):
     """Two coordinates in twenty bins each, |z| < 4 against the grid; none is outside."""
     plan = sampler.plan(P, steps(30))
@@ -182,6 +206,23 @@ def test_the_loss_is_least_at_the_marginal_s_score(key):
 
     assert abs(slope(1.0)) < 4
     assert slope(0.8) < -4
+
+
+def of_one_point(params, x, t, cond):
+    return params * R.score(jnp.array([0.3]), x, t)
+
+
+def test_the_loss_of_one_point_is_nothing_at_its_kernel_s_score(key):
+    """And the squared score by sigma^2 without a network, the noise's square where it is small."""
+    loss = jax.jit(guide.reflected_denoising(R, of_one_point))
+    x = jnp.full((4000, 1), 0.3)
+    value, info = loss(1.0, key, (x, None))
+    assert value < 1e-10
+    free = loss(0.0, key, (x, None))[1].loss
+    kept = np.asarray(info.t) < 0.06  # five deviations from the wall
+    spread = np.sqrt(2 / kept.sum())
+    assert abs(np.asarray(free)[kept].mean() - 1) < 4 * spread
+    np.testing.assert_allclose(loss(1.1, key, (x, None))[1].loss, 0.01 * free, rtol=1e-3, atol=1e-9)
 
 
 def test_it_compiles_once(key):
