@@ -20,7 +20,9 @@ from jaxinf.guide.algebra import (
 from jaxinf.guide.belief import Belief, ConjugateGradients, Dense, RowSums, Solve
 from jaxinf.guide.conditioned import Conditioned, Method, View, conditioned
 from jaxinf.guide.convolved import convolved
+from jaxinf.guide.doob import Conditioned, GuidedPath, doob, guided_bridge, h_transform
 from jaxinf.guide.evaluation import Clean, Evaluation, evaluate
+from jaxinf.guide.h_edit import h_edit, reward_gradient, score_difference
 from jaxinf.guide.interval import Interval, interval
 from jaxinf.guide.joint import Joint, joint
 from jaxinf.guide.likelihood import Likelihood, Tilt
@@ -38,9 +40,18 @@ from jaxinf.guide.operators import (
     projection,
     select,
 )
+from jaxinf.guide.paired_bridges import Pairs, paired_bridge, paired_denoising
 from jaxinf.guide.particles import Particle, ReverseChain, particles
 from jaxinf.guide.pigdm import Isotropic, pigdm
 from jaxinf.guide.point import Point, point
+from jaxinf.guide.reflected import (
+    Reflected,
+    fold,
+    heat_kernel,
+    reflected,
+    reflected_denoising,
+    reflected_euler,
+)
 from jaxinf.guide.tmpd import tmpd
 from jaxinf.guide.views import Seen, views
 
@@ -52,6 +63,7 @@ __all__ = [
     "Dense",
     "Evaluation",
     "Given",
+    "GuidedPath",
     "Interval",
     "Isotropic",
     "Joint",
@@ -61,9 +73,11 @@ __all__ = [
     "MomentMatching",
     "Observed",
     "Operator",
+    "Pairs",
     "Particle",
     "Point",
     "Product",
+    "Reflected",
     "ReverseChain",
     "RowSums",
     "Seen",
@@ -75,12 +89,18 @@ __all__ = [
     "conditioned",
     "contrast",
     "convolved",
+    "doob",
     "downsample",
     "evaluate",
+    "fold",
     "fourier",
     "gaussian_kernel",
     "geometric_mean",
     "given",
+    "guided_bridge",
+    "h_edit",
+    "h_transform",
+    "heat_kernel",
     "interpolate",
     "interval",
     "joint",
@@ -89,11 +109,18 @@ __all__ = [
     "mmps",
     "observed",
     "operator",
+    "paired_bridge",
+    "paired_denoising",
     "particles",
     "pigdm",
     "point",
     "product",
     "projection",
+    "reflected",
+    "reflected_denoising",
+    "reflected_euler",
+    "reward_gradient",
+    "score_difference",
     "select",
     "tmpd",
     "views",

@@ -8,6 +8,7 @@
 from jaxinf.process.gaussian import Gaussian, Prior, gaussian
 from jaxinf.process.inverse import time_of
 from jaxinf.process.masked import Masked, masked
+from jaxinf.process.pinned import Pinned, pinned
 from jaxinf.process.prediction import (
     Prediction,
     convert,
@@ -34,6 +35,7 @@ from jaxinf.process.terminal_snr import zero_terminal_snr
 __all__ = [
     "Gaussian",
     "Masked",
+    "Pinned",
     "Prediction",
     "Prior",
     "Schedule",
@@ -47,6 +49,7 @@ __all__ = [
     "linear_beta",
     "linear_interpolation",
     "masked",
+    "pinned",
     "preconditioned",
     "score",
     "time_of",
