@@ -20,7 +20,7 @@ from jaxinf.guide.algebra import (
 from jaxinf.guide.belief import Belief, ConjugateGradients, Dense, RowSums, Solve
 from jaxinf.guide.conditioned import Conditioned, Method, View, conditioned
 from jaxinf.guide.convolved import convolved
-from jaxinf.guide.doob import Conditioned, GuidedPath, doob, guided_bridge, h_transform
+from jaxinf.guide.doob import GuidedPath, LinearBridge, doob, guided_bridge, h_transform
 from jaxinf.guide.evaluation import Clean, Evaluation, evaluate
 from jaxinf.guide.h_edit import h_edit, reward_gradient, score_difference
 from jaxinf.guide.interval import Interval, interval
@@ -69,6 +69,7 @@ __all__ = [
     "Joint",
     "Likelihood",
     "Linear",
+    "LinearBridge",
     "Method",
     "MomentMatching",
     "Observed",
