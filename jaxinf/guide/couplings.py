@@ -91,6 +91,19 @@ class Reversed:
         return second, first
 
 
+@record
+class Chosen:
+    """One of several couplings, by its number."""
+
+    which: Leaf
+    couplings: Leaf
+    """A tuple."""
+
+    def sample(self, key: Key) -> tuple[Array, Array]:
+        """Draw a pair of the one that was chosen."""
+        return jax.lax.switch(self.which, [one.sample for one in self.couplings], key)
+
+
 def brownian_bridge(
     key: Key,
     x: Float[Array, " d"],

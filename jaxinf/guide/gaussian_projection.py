@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxinf.core import Dense, Gaussian, Key, Leaf, Scalar, first, record, rest, static
 from jaxinf.guide.checks import check_bridge
-from jaxinf.guide.couplings import Independent, Noised, Reversed, Walked
+from jaxinf.guide.couplings import Chosen, Independent, Noised, Reversed, Walked
 from jaxinf.guide.projection import Info
 from jaxinf.guide.schrodinger_gaussian import joint
 from jaxinf.markov import LinearGaussian
@@ -104,6 +104,9 @@ def gaussian_projection(points: int, eps: Scalar = 1.0) -> GaussianProjection:
 
 def law_of(coupling: Any) -> Gaussian:
     """Return the law of (x_0, x_1), one vector, of a coupling of Gaussian laws."""
+    if isinstance(coupling, Chosen):
+        laws = [law_of(one) for one in coupling.couplings]
+        return jax.lax.switch(coupling.which, [lambda law=law: law for law in laws])
     if isinstance(coupling, Reversed):
         law = law_of(coupling.coupling)
         d = law.mean.size // 2

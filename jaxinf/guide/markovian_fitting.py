@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jaxinf.core import Key, check_key, prepend
+from jaxinf.core import Key, check_key
 from jaxinf.core.progress import tick
-from jaxinf.guide.couplings import Independent, Reversed, Walked
+from jaxinf.guide.couplings import Chosen, Independent, Reversed, Walked
 from jaxinf.guide.projection import Info, Projection
 
 
@@ -32,7 +32,7 @@ class Bridges(NamedTuple):
     """From the end to the start, in its own time."""
     rounds: Rounds
     state: PyTree
-    """To go on from, as ``state``."""
+    """To go on from, as ``state``; of both directions, the backward one first."""
 
 
 def markovian_fitting(
@@ -110,29 +110,38 @@ def _fit(
     progress: bool,
 ) -> Bridges:  # fmt: skip
     """See :func:`markovian_fitting`."""
-    key_start, key_end, key_rounds = jax.random.split(key, 3)
+    key_first, key_second, key_start, key_fits = jax.random.split(key, 4)
     if state is None:
         x = start.sample(key_start)
-        state = projection.init(key_end, x), projection.init(key_start, x)
+        state = jax.vmap(projection.init, (0, None))(jnp.stack([key_first, key_second]), x)
 
-    def one(state: PyTree, coupling: Any, key: Key) -> tuple[PyTree, Rounds]:
-        first, second = jax.random.split(key)
-        back, back_info = projection.fit(first, state[0], Reversed(coupling))
-        walked = Walked(end, projection, projection.learnt(back))
-        ahead, ahead_info = projection.fit(second, state[1], Reversed(walked))
-        learnt = projection.learnt(back), projection.learnt(ahead)
-        return (back, ahead), Rounds(*learnt, back_info, ahead_info)
-
-    def later(state: PyTree, row: Any) -> tuple[PyTree, Rounds]:
+    def fit(state: PyTree, row: Any) -> tuple[PyTree, Any]:
+        """Take the place of one direction, 0 for backward; one program serves all fits."""
         i, key = row
-        found = one(state, Walked(start, projection, projection.learnt(state[1])), key)
+        back, ahead = (projection.learnt(_half(state, way)) for way in (0, 1))
+        sources = (
+            coupling,
+            Walked(start, projection, ahead),
+            Reversed(Walked(end, projection, back)),
+        )
+        # pairs from the start on; a backward process is fitted to the same pairs, reversed
+        way = i % 2
+        which = jnp.where(i == 0, 0, 1 + way)
+        pairs = Chosen(which, tuple(Chosen(way, (Reversed(one), one)) for one in sources))
+        fitted, info = projection.fit(key, _half(state, way), pairs)
         if progress:
-            tick(i, rounds, "Markovian fitting")
-        return found
+            tick(i, 2 * rounds, "Markovian fitting")
+        state = jax.tree.map(lambda a, b: a.at[way].set(b), state, fitted)
+        return state, (projection.learnt(fitted), info)
 
-    keys = jax.random.split(key_rounds, rounds)
-    state, first = one(state, coupling, keys[0])
-    state, rest = jax.lax.scan(later, state, (jnp.arange(1, rounds), keys[1:]))
-    table = prepend(first, rest)
-    back, ahead = (projection.learnt(half) for half in state)
-    return Bridges(Walked(start, projection, ahead), Walked(end, projection, back), table, state)
+    rows = jnp.arange(2 * rounds), jax.random.split(key_fits, 2 * rounds)
+    state, table = jax.lax.scan(fit, state, rows)
+    back, ahead = (projection.learnt(_half(state, way)) for way in (0, 1))
+    backward, forward = (_half(table, slice(way, None, 2)) for way in (0, 1))
+    found = Rounds(backward[0], forward[0], backward[1], forward[1])
+    return Bridges(Walked(start, projection, ahead), Walked(end, projection, back), found, state)
+
+
+def _half(tree: PyTree, way: Any) -> PyTree:
+    """Return what a tree holds of one direction."""
+    return jax.tree.map(lambda a: a[way], tree)
