@@ -131,27 +131,22 @@ def adversarial_projection(
 ) -> AdversarialProjection:
     r"""The Markovian projection in a few steps by a denoising GAN.
 
-    The generator guesses the end from the state and a latent vector, and the next state is drawn
-    from the bridge to its guess, so that a transition may be any law:
+    A generator guesses the end, and the bridge to its guess gives the next state y, of any law; a
+    discriminator tells y from the reciprocal process's next state, given x at t_k:
 
     .. math::
-       x_1 = x_{t_k} + G(x_{t_k}, z, t_k), \quad z \sim N(0, I), \qquad
-       x_{t_{k+1}} \sim Q^\epsilon(\cdot \mid x_{t_k}, x_1)
+       x_1 = x + G(x, z, t_k), \quad z \sim N(0, I), \qquad
+       \hat y \sim Q^\epsilon(x_{t_{k+1}} \mid x_{t_k} = x, x_1)
 
-    The discriminator tells it from the reciprocal process's next state, given the state, with
+       L_D = E[\mathrm{sp}(-D(y, x, t_k)) + \mathrm{sp}(D(\hat y, x, t_k)) +
+       \tfrac{\gamma}{2} |\nabla_y D(y, x, t_k)|^2], \quad L_G = E[\mathrm{sp}(-D(\hat y, x, t_k))]
 
-    .. math::
-       L_D = E[\mathrm{sp}(-D(x_{t_{k+1}}, x_{t_k}, t_k))] + E[\mathrm{sp}(D(\hat x_{t_{k+1}},
-       x_{t_k}, t_k))] + \tfrac{\gamma}{2} E|\nabla_{x_{t_{k+1}}} D|^2, \qquad
-       L_G = E[\mathrm{sp}(-D(\hat x_{t_{k+1}}, x_{t_k}, t_k))]
-
-    where sp is the softplus and t_k = k / (points + 1) uniform over the steps.
+    where sp is the softplus, and t_k = k / (points + 1) uniform over the steps.
 
     Args:
-      generator: of :mod:`jaxinf.nets` for vectors of d + latent numbers; the first d are taken.
-      discriminator: one for vectors of 2 d numbers, the next state and the state; the first number
-        is the logit.
-      optimizer: optax's; the paper's is ``optax.adam(1e-4, b1=0.5, b2=0.9)``.
+      generator: of :mod:`jaxinf.nets` for (x, z), d + latent numbers; the first d are G.
+      discriminator: one for (y, x), 2 d numbers; the first is D.
+      optimizer: optax's.
       optimizer_discriminator: its own; the same by default.
       points: N, the times between the ends.
       latent: how many numbers z has, d to be able to fit any normal transition.
@@ -167,9 +162,8 @@ def adversarial_projection(
       ValueError: for no point or latent number, and an eps that is not positive.
 
     Reference:
-      N. Gushchin, D. Selikhanovych, S. Kholkin, E. Burnaev and A. Korotin, "Adversarial
-      Schroedinger Bridge Matching" (2024), section 3.4; the GAN is that of Z. Xiao, K. Kreis and A.
-      Vahdat, "Tackling the generative learning trilemma with denoising diffusion GANs" (2022).
+      N. Gushchin et al., "Adversarial Schroedinger Bridge Matching" (2024); Z. Xiao et
+      al., "Tackling the generative learning trilemma with denoising diffusion GANs" (2022).
 
     Example:
       ``guide.adversarial_projection(nets.mlp(), nets.mlp(), optax.adam(1e-4, b1=0.5, b2=0.9))``

@@ -109,7 +109,7 @@ def drift_projection(
 
     Reference:
       Y. Shi, V. De Bortoli, A. Campbell and A. Doucet, "Diffusion Schroedinger Bridge Matching"
-      (2023), equations 8 and 10; S. Peluchetti, "Diffusion Bridge Mixture Transports" (2023).
+      (2023); S. Peluchetti, "Diffusion Bridge Mixture Transports" (2023).
 
     Example:
       ``guide.drift_projection(nets.mlp(128, 2), optax.adam(1e-3), eps=1.0)``

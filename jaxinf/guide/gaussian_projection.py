@@ -93,7 +93,7 @@ def gaussian_projection(points: int, eps: Scalar = 1.0) -> GaussianProjection:
 
     Reference:
       N. Gushchin, D. Selikhanovych, S. Kholkin, E. Burnaev and A. Korotin, "Adversarial
-      Schroedinger Bridge Matching" (2024), proposition 3.4 and theorem 3.8.
+      Schroedinger Bridge Matching" (2024): D-IMF of Gaussians.
 
     Example:
       ``guide.markovian_fitting(key, start, end, guide.gaussian_projection(3), rounds=20)``

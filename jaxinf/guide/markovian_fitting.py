@@ -50,15 +50,14 @@ def markovian_fitting(
 
     A round projects twice. Brownian bridges between the pairs of a coupling are a process with the
     right ends that is not Markov; its Markovian projection has the same marginals and is
-    simulated, to give the next coupling. The bridge is the only fixed point:
+    simulated, to give the next coupling. The bridge is the only fixed point of
 
     .. math::
        \Pi^{n+1} = \mathrm{proj}_{\mathcal M}(\mathrm{proj}_{\mathcal R}(\Pi^n)), \qquad
        \mathrm{proj}_{\mathcal R}(\Pi) = \int Q^\epsilon(\cdot \mid x_0, x_1)\, d\Pi(x_0, x_1)
 
-    First a process from the end backwards is fitted, on pairs of the coupling, then one from the
-    start forwards, on pairs that begin at ``end`` and come from the backward one: each direction
-    has one end exactly, and errors do not add up. The Markovian projection is a value:
+    The first process runs from the end backwards, the second, fitted to its pairs, forwards: each
+    has one end exactly, and errors do not add up. The projection is a value:
 
     * :func:`drift_projection`, in continuous time: Diffusion Schroedinger Bridge Matching;
     * :func:`adversarial_projection`, in a few steps: Adversarial Schroedinger Bridge Matching;
@@ -84,13 +83,19 @@ def markovian_fitting(
 
     Reference:
       Y. Shi, V. De Bortoli, A. Campbell and A. Doucet, "Diffusion Schroedinger Bridge Matching"
-      (2023), algorithm 1 and equations 6 to 10; S. Peluchetti, "Diffusion Bridge Mixture
-      Transports" (2023); N. Gushchin et al., "Adversarial Schroedinger Bridge Matching" (2024),
-      algorithm 1.
+      (2023), algorithm 1; S. Peluchetti, "Diffusion Bridge Mixture
+      Transports" (2023); N. Gushchin et al., "Adversarial Schroedinger Bridge Matching" (2024).
 
     Example:
       ``guide.markovian_fitting(key, start, end, guide.gaussian_projection(3)).forward.sample(key)``
     """
+    _check(key, start, end, rounds)
+    coupling = Independent(start, end) if coupling is None else coupling
+    return _fit(key, start, end, coupling, state, projection, rounds, progress)
+
+
+def _check(key: Key, start: Any, end: Any, rounds: int) -> None:
+    """Raise for no round, and ends that are not vectors of one length."""
     check_key(key)
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}.")
@@ -100,8 +105,6 @@ def markovian_fitting(
             f"start and end must be laws of vectors of one length, got samples of shapes "
             f"{shapes[0]} and {shapes[1]}; ravel them."
         )
-    coupling = Independent(start, end) if coupling is None else coupling
-    return _fit(key, start, end, coupling, state, projection, rounds, progress)
 
 
 @partial(jax.jit, static_argnames=("rounds", "progress"))

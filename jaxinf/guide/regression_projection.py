@@ -114,8 +114,8 @@ def regression_projection(
       ValueError: for no point, and an eps that is not positive.
 
     Reference:
-      N. Gushchin et al., "Adversarial Schroedinger Bridge Matching" (2024), section 3.3: D-IMF
-      with transitions of a simple family.
+      N. Gushchin et al., "Adversarial Schroedinger Bridge Matching" (2024): D-IMF with
+      transitions of a simple family.
 
     Example:
       ``guide.regression_projection(nets.mlp(128, 2), optax.adam(1e-3), points=3)``

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxinf.core import Dense, Gaussian, Leaf, Scalar, is_concrete, record, triangular
+from jaxinf.core import Dense, Gaussian, Leaf, Scalar, record, triangular
+from jaxinf.guide.checks import check_bridge
 from jaxinf.markov import LinearGaussian, Quadratic, linear_diffusion
 from jaxinf.markov.linear_gaussian import matrix_of
 
@@ -76,30 +77,26 @@ def gaussian_schrodinger(
        W = E\, h(E^\top Q^{-1} A S_0 A^\top Q^{-1} E)\, E^\top, \qquad
        h(\lambda) = 2 / (\sqrt{4 \lambda + 1} + 1)
 
-    which for B = 0 is the cross covariance
-    :math:`(S_0^{1/2} (4 S_0^{1/2} S_1 S_0^{1/2} + \epsilon^2)^{1/2} S_0^{-1/2} - \epsilon) / 2`
-    of the paper. In time it is Doob's transform of the reference by h_t, a Gaussian message, so
-    that transitions, marginals and the drift :math:`B x + \epsilon \nabla \log h_t(x)` are exact.
+    which for B = 0 is the paper's cross covariance. In time it is Doob's transform of the reference
+    by a Gaussian message h_t: transitions, marginals and the drift
+    :math:`B x + \epsilon \nabla \log h_t(x)` are exact.
 
     Args:
       start: law of x_0, :class:`jaxinf.core.Gaussian` on vectors (d,).
       end: law of x_1, with a covariance of full rank.
       eps: variance of the reference's noise in a unit of time, positive.
-      matrix: B, shape (d, d); zero, a Brownian reference, by default. ``-theta * jnp.eye(d)`` is an
-        Ornstein-Uhlenbeck process.
+      matrix: B, shape (d, d); zero, a Brownian reference, by default.
 
     Returns:
       :class:`GaussianSchrodinger`, a pytree.
 
     Raises:
-      ValueError: for ends of different shapes or not vectors, a matrix of another shape, and an eps
-        that is not positive.
+      ValueError: for ends that are not vectors of one length, and a matrix of another shape.
 
     Reference:
       C. Bunne, Y.-P. Hsieh, M. Cuturi and A. Krause, "The Schroedinger bridge between Gaussian
-      measures has a closed form" (2023), theorem 3; the static part is theorem 1 of H. Janati et
-      al., "Entropic optimal transport between unbalanced Gaussian measures has a closed form"
-      (2020), with sigma^2 = eps / 2 there.
+      measures has a closed form" (2023); the static part is H. Janati et al., "Entropic optimal
+      transport between unbalanced Gaussian measures has a closed form" (2020), sigma^2 = eps there.
 
     Example:
       ``guide.gaussian_schrodinger(start, end, eps=1.0).marginal(0.5).mean``
@@ -110,8 +107,7 @@ def gaussian_schrodinger(
             f"start and end must be on vectors of one length, got means of shapes "
             f"{jnp.shape(start.mean)} and {jnp.shape(end.mean)}; ravel them."
         )
-    if is_concrete(eps) and not float(eps) > 0:
-        raise ValueError(f"eps must be positive, got {eps}; optimal transport is its limit at 0.")
+    check_bridge(1, eps, least=1)
     dtype = jnp.result_type(start.mean, end.mean, float)
     matrix = jnp.zeros((d, d), dtype) if matrix is None else jnp.asarray(matrix, dtype)
     if matrix.shape != (d, d):
@@ -119,6 +115,13 @@ def gaussian_schrodinger(
     eps = jnp.asarray(eps, dtype)
     nothing = Quadratic(jnp.zeros((), dtype), jnp.zeros(d, dtype), jnp.zeros((d, d), dtype))
     bridge = GaussianSchrodinger(start, end, eps, matrix, nothing)
+    return GaussianSchrodinger(start, end, eps, matrix, _future(bridge))
+
+
+def _future(bridge: GaussianSchrodinger) -> Quadratic:
+    """Return log g, from the static bridge x_1 given x_0."""
+    start, end, d = bridge.start, bridge.end, bridge.matrix.shape[0]
+    dtype = bridge.matrix.dtype
     kernel = bridge.reference(0.0, 1.0)
     noise = triangular(kernel.root)
     root = matrix_of(end.covariance, d).astype(dtype)
@@ -131,8 +134,7 @@ def gaussian_schrodinger(
     white = _solve(noise, jnp.eye(d, dtype=dtype))
     precision = inner @ inner.T - white.T @ white
     pull = white.T @ (white @ (end.mean - kernel.matrix @ start.mean))
-    future = Quadratic(nothing.constant, precision @ end.mean + pull, precision)
-    return GaussianSchrodinger(start, end, eps, matrix, future)
+    return Quadratic(bridge.future.constant, precision @ end.mean + pull, precision)
 
 
 def joint(law: Gaussian, kernel: LinearGaussian) -> Gaussian:

@@ -130,6 +130,22 @@ def test_the_games_losses(x64, key):
     np.testing.assert_allclose(projection.fool(none, linear, key, x, end), wanted, atol=1e-12)
 
 
+def test_a_step_is_the_bridge_to_the_guess(x64, key):
+    """The adversarial and the regression step from 1/4 to 1/2, from the same latent draw."""
+    first, second = jax.random.split(key)
+    x, z = jnp.array([0.4]), jax.random.normal(first, (1,))
+    mean, variance = guess(0.25, 0.4)
+    end = mean + jnp.sqrt(variance) * z
+    wanted = guide.brownian_bridge(second, x, end, 0.25, 0.5, EPS)
+    game = guide.adversarial_projection(Generator(), Quadratic(), ADAM, eps=EPS)
+    found = game.step(jnp.zeros(2), key, jnp.array(1), x)
+    np.testing.assert_allclose(found, wanted, atol=1e-12)
+    scales = jnp.full((4, 1), np.log(variance / (EPS * 0.75)) / 2)
+    few = guide.regression_projection(Exact(), ADAM, eps=EPS)
+    found = few.step((jnp.zeros(4), scales), key, jnp.array(1), x)
+    np.testing.assert_allclose(found, wanted, atol=1e-12)
+
+
 def test_a_game_is_played_to_the_exact_spread():
     """One fit of independent ends: the generator's spread and shift are found from far off."""
 
