@@ -4,16 +4,16 @@ Papers: Y. Shi, V. De Bortoli, A. Campbell and A. Doucet, "Diffusion Schroedinge
 (2023), the Gaussian experiment of table 3, and N. Gushchin et al., "Adversarial Schroedinger Bridge
 Matching" (2024). Brownian reference of variance 1; the ends' covariance is (sqrt(5) - 1) / 2 in
 each coordinate. As published, 20 Euler steps, 10,000 paths, batches of 128; the share of training
-is 1.2 %: 2,340 steps a direction (adversarial 3,510) for 200,000. All of it is ``--rounds 20 --pools
-128 --epochs 1 --width 256 --rate 1e-4``.
+is 1.2 %: 2,340 steps a direction (adversarial 3,510) for 200,000. All of it is
+``--rounds 20 --pools 128 --epochs 1 --width 256 --rate 1e-4``.
 Command: ``jaxinf run experiments/gaussian_bridge.py``.
 Hardware: 2 CPU cores, shared with others: 16 minutes, of which it had a third.
 Expected, one seed (KL of the marginals in 1e-3 nats, backward and forward process): 5 dimensions
 DSBM-IPF 0.71, 1.39, DSBM-IMF 0.54, 0.82, D-IMF with 3 times by regression 0.64, 0.62, adversarial
-4.9, 5.5; 20 dimensions 4.8, 9.5; 4.4, 4.9; 7.8, 4.2; 55, 69. Published, DSBM-IPF and DSBM-IMF: 1.23
-and 1.34, 4.42 and 5.05, at 50 dimensions 8.75 and 9.76. Moments of 10,000 paths add d / 10,000:
-0.5, 2.0 and 5.0. The adversarial projection is best after its third fit (1.8, 15) and then loses
-ground: its games want more steps than these.
+4.9, 5.5; 20 dimensions 4.8, 9.5; 4.4, 4.9; 7.8, 4.2; 55, 69; 50 dimensions 35, 60; 26, 32; 74, 16.
+Published, DSBM-IPF and DSBM-IMF: 1.23 and 1.34, 4.42 and 5.05, 8.75 and 9.76; at 50 dimensions
+this share of the training does not reach them. Moments of 10,000 paths add d / 10,000: 0.5, 2 and
+5. The adversarial projection is best after its third or fourth fit (1.2, 15) and then loses ground.
 """
 
 import time
