@@ -7,7 +7,7 @@ each coordinate. As published, 20 Euler steps, 10,000 paths, batches of 128; the
 is 1.2 %: 2,340 steps a direction (adversarial 3,510) for 200,000. All of it is
 ``--rounds 20 --pools 128 --epochs 1 --width 256 --rate 1e-4``.
 Command: ``jaxinf run experiments/gaussian_bridge.py``.
-Hardware: 2 CPU cores, shared with others: 16 minutes, of which it had a third.
+Hardware: 2 CPU cores; about 8 minutes of processor time.
 Expected, one seed (KL of the marginals in 1e-3 nats, backward and forward process): 5 dimensions
 DSBM-IPF 0.71, 1.39, DSBM-IMF 0.54, 0.82, D-IMF with 3 times by regression 0.64, 0.62, adversarial
 4.9, 5.5; 20 dimensions 4.8, 9.5; 4.4, 4.9; 7.8, 4.2; 55, 69; 50 dimensions 35, 60; 26, 32; 74, 16.
