@@ -7,6 +7,7 @@ method that says how the clean example is believed to lie (``mmps``, ``pigdm``, 
 ``particles`` weighs it.
 """
 
+from jaxinf.guide.adversarial_projection import AdversarialProjection, adversarial_projection
 from jaxinf.guide.algebra import (
     Given,
     Product,
@@ -20,13 +21,17 @@ from jaxinf.guide.algebra import (
 from jaxinf.guide.belief import Belief, ConjugateGradients, Dense, RowSums, Solve
 from jaxinf.guide.conditioned import Conditioned, Method, View, conditioned
 from jaxinf.guide.convolved import convolved
+from jaxinf.guide.couplings import Coupling, Independent, Noised, Reversed, Walked, brownian_bridge
 from jaxinf.guide.doob import GuidedPath, LinearBridge, doob, guided_bridge, h_transform
+from jaxinf.guide.drift_projection import DriftProjection, drift_projection
 from jaxinf.guide.evaluation import Clean, Evaluation, evaluate
+from jaxinf.guide.gaussian_projection import GaussianProjection, gaussian_projection
 from jaxinf.guide.h_edit import h_edit, reward_gradient, score_difference
 from jaxinf.guide.interval import Interval, interval
 from jaxinf.guide.joint import Joint, joint
 from jaxinf.guide.likelihood import Likelihood, Tilt
 from jaxinf.guide.linear import Linear, linear
+from jaxinf.guide.markovian_fitting import Bridges, Rounds, markovian_fitting
 from jaxinf.guide.mmps import MomentMatching, mmps
 from jaxinf.guide.observed import Observed, observed
 from jaxinf.guide.operators import (
@@ -44,6 +49,7 @@ from jaxinf.guide.paired_bridges import Pairs, paired_bridge, paired_denoising
 from jaxinf.guide.particles import Particle, ReverseChain, particles
 from jaxinf.guide.pigdm import Isotropic, pigdm
 from jaxinf.guide.point import Point, point
+from jaxinf.guide.projection import Budget, Projection, budget
 from jaxinf.guide.reflected import (
     Reflected,
     fold,
@@ -52,18 +58,28 @@ from jaxinf.guide.reflected import (
     reflected_denoising,
     reflected_euler,
 )
+from jaxinf.guide.regression_projection import RegressionProjection, regression_projection
+from jaxinf.guide.schrodinger_gaussian import GaussianSchrodinger, gaussian_schrodinger
 from jaxinf.guide.tmpd import tmpd
 from jaxinf.guide.views import Seen, views
 
 __all__ = [
+    "AdversarialProjection",
     "Belief",
+    "Bridges",
+    "Budget",
     "Clean",
     "Conditioned",
     "ConjugateGradients",
+    "Coupling",
     "Dense",
+    "DriftProjection",
     "Evaluation",
+    "GaussianProjection",
+    "GaussianSchrodinger",
     "Given",
     "GuidedPath",
+    "Independent",
     "Interval",
     "Isotropic",
     "Joint",
@@ -72,30 +88,42 @@ __all__ = [
     "LinearBridge",
     "Method",
     "MomentMatching",
+    "Noised",
     "Observed",
     "Operator",
     "Pairs",
     "Particle",
     "Point",
     "Product",
+    "Projection",
     "Reflected",
+    "RegressionProjection",
     "ReverseChain",
+    "Reversed",
+    "Rounds",
     "RowSums",
     "Seen",
     "Solve",
     "Tilt",
     "View",
+    "Walked",
+    "adversarial_projection",
     "anneal",
     "blur",
+    "brownian_bridge",
+    "budget",
     "conditioned",
     "contrast",
     "convolved",
     "doob",
     "downsample",
+    "drift_projection",
     "evaluate",
     "fold",
     "fourier",
     "gaussian_kernel",
+    "gaussian_projection",
+    "gaussian_schrodinger",
     "geometric_mean",
     "given",
     "guided_bridge",
@@ -106,6 +134,7 @@ __all__ = [
     "interval",
     "joint",
     "linear",
+    "markovian_fitting",
     "mask",
     "mmps",
     "observed",
@@ -120,6 +149,7 @@ __all__ = [
     "reflected",
     "reflected_denoising",
     "reflected_euler",
+    "regression_projection",
     "reward_gradient",
     "score_difference",
     "select",
