@@ -28,6 +28,7 @@ from jaxinf.sampler.exponential import Exponential, exponential
 from jaxinf.sampler.gaussian_start import gaussian_start, moments
 from jaxinf.sampler.heun import Heun, heun
 from jaxinf.sampler.langevin import predictor_corrector
+from jaxinf.sampler.moment_matched import MomentMatched, moment_matched, tweedie
 from jaxinf.sampler.optimise_plan import OptimisedPlan, optimise_plan, squared_error
 from jaxinf.sampler.patch_parallel import patch_parallel
 from jaxinf.sampler.plan import Plan, karras, plan, uniform
@@ -56,6 +57,7 @@ __all__ = [
     "Heun",
     "Integration",
     "IntegrationInfo",
+    "MomentMatched",
     "Objective",
     "OptimisedPlan",
     "Path",
@@ -95,6 +97,7 @@ __all__ = [
     "log_snr",
     "match_moments",
     "midpoint",
+    "moment_matched",
     "moments",
     "noise_level",
     "optimise_plan",
@@ -112,6 +115,7 @@ __all__ = [
     "trailing",
     "tune",
     "tuned",
+    "tweedie",
     "uniform",
     "uniform_log_snr",
     "unipc",

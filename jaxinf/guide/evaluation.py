@@ -1,0 +1,60 @@
+"""What a guided denoiser is at one noisy example: what proposes, what is the target, the twist."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxinf.core import PyTree, Scalar
+from jaxinf.sampler import tweedie
+
+
+class Clean(NamedTuple):
+    """A mean of the clean example, and its covariance [n, n] where a sampler asks for it."""
+
+    mean: Array
+    covariance: Any
+
+
+class Evaluation(NamedTuple):
+    """A guided denoiser at (x, t).
+
+    The target's density at t is prod_i q_i^(a_i) times exp(log_twist), of which q_i's reverse
+    transitions follow from the experts.
+    """
+
+    guided: Clean
+    """What the sampler's step is made with."""
+    experts: tuple[Clean, ...]
+    exponents: tuple[Any, ...]
+    log_twist: Float[Array, ""]
+
+
+def evaluate(denoiser: Any, x: Array, t: Scalar, cond: PyTree, full: bool) -> Evaluation:
+    """Return what a denoiser is at (x, t): its own expert, unless it was made by this room.
+
+    Args:
+      denoiser: any.
+      x: a noisy example.
+      t: its time.
+      cond: its condition.
+      full: whether covariances are asked for, at a derivative for each number of the example.
+    """
+    if hasattr(denoiser, "evaluate"):
+        return denoiser.evaluate(x, t, cond, full)
+    if full:
+        clean = Clean(*tweedie(denoiser.process, lambda x: denoiser(x, t, cond), x, t))
+    else:
+        clean = Clean(denoiser(x, t, cond), None)
+    return Evaluation(clean, (clean,), (1.0,), jnp.zeros((), x.dtype))
+
+
+def spread(process: Any, t: Scalar, v: Array) -> Array:
+    """Return (sigma^2 / alpha) C v, by which gradients of log densities move the clean example."""
+    factor = jnp.square(process.sigma(t)) / process.alpha(t)
+    return (factor * process.covariance.matvec(v)).astype(v.dtype)
+
+
+def applied(matrix: Array, v: Array) -> Array:
+    """Return a matrix over an example's numbers times an example."""
+    return (matrix @ v.reshape(-1)).reshape(v.shape)
