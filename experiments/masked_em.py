@@ -93,10 +93,11 @@ def gaussian_draws(key: Any, law: core.Gaussian, noise: float, seen: Any) -> jax
 
 
 @core.record
-class Matched:
-    """The denoiser of x given y = m x + n by moment matching."""
+class Posterior:
+    """The denoiser of x given its own y and mask, as the condition of a call."""
 
     denoiser: core.Leaf
+    operator: core.Leaf
     noise: core.Leaf
     iterations: int = core.static()
 
@@ -106,18 +107,12 @@ class Matched:
 
     def __call__(self, x: jax.Array, t: Any, cond: Any) -> jax.Array:
         y, mask = cond
-        clean, back = jax.vjp(lambda x: self.denoiser(x, t), x)
-        ratio = jnp.square(self.process.sigma(t)) / self.process.alpha(t)
+        seen = guide.linear(self.operator, y, jnp.where(mask > 0, self.noise, jnp.inf))
+        return guide.conditioned(self.denoiser, seen, guide.mmps(self.iterations))(x, t)
 
-        def spread(w: jax.Array) -> jax.Array:
-            return ratio * back(mask * w)[0]
 
-        def operator(w: jax.Array) -> jax.Array:
-            return jnp.square(self.noise) * w + mask * spread(w)
-
-        rest = mask * (y - clean)
-        w, _ = jax.scipy.sparse.linalg.cg(operator, rest, maxiter=self.iterations)
-        return clean + spread(w)
+def identity(_: Any, x: jax.Array) -> jax.Array:
+    return x
 
 
 class Model:
@@ -127,6 +122,7 @@ class Model:
         self.config, self.vp = config, process.gaussian(process.cosine())
         self.net = nets.unet(channels=config.channels)
         self.loss = score.denoising(self.vp, self.net.apply, target=score.v)
+        self.operator = guide.operator(identity, (), SHAPE)
 
     def training(self, steps: int) -> nets.Training:
         rate = optax.warmup_cosine_decay_schedule(
@@ -157,7 +153,8 @@ class Model:
     def posterior(self, key: Any, params: Any, seen: Any) -> jax.Array:
         """Return a draw of each observation's posterior."""
         starts, draws = jax.random.split(key)
-        model = Matched(self.denoiser(params), self.config.noise, self.config.iterations)
+        config = self.config
+        model = Posterior(self.denoiser(params), self.operator, config.noise, config.iterations)
         times = np.linspace(self.config.start, 0, self.config.posterior_steps + 1)
         plan, x_T = sampler.plan(self.vp, times), self.vp.prior().sample(starts, seen[0].shape)
         return sampler.sample(
