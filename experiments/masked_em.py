@@ -200,7 +200,7 @@ def build(config: Config) -> Study:
         fit = jax.jit(model.refit, static_argnames=("steps", "dequantise"))
         judge = jax.jit(judged)
         clean = fit(keys[5], params, jnp.asarray(digits.train.x), total(config), dequantise=True)
-        found = {"clean": judge(keys[6], clean, train)}
+        found: dict[str, Any] = {"clean": judge(keys[6], clean, train)}
         say(f"clean images: {float(found['clean']['ratio']):.3f}")
         params = fit(keys[7], params, x, config.first)
         first = judge(keys[6], params, x)

@@ -145,6 +145,7 @@ class Conditioned:
 
     denoiser: core.Leaf
     operator: core.Leaf
+    method: core.Leaf
 
     @property
     def process(self):
@@ -155,7 +156,7 @@ class Conditioned:
         """E[x_0 | x_t, y]."""
         y, mask = cond
         seen = guide.linear(self.operator, y, jnp.where(mask > 0, NOISE, jnp.inf))
-        return guide.conditioned(self.denoiser, seen, guide.mmps())(x, t)
+        return guide.conditioned(self.denoiser, seen, self.method)(x, t)
 
 
 @core.record
@@ -167,13 +168,14 @@ class Carried:
 
     plan: core.Leaf
     operator: core.Leaf
+    method: core.Leaf
 
     def __call__(self, key, law, observations):
         """Six draws of each posterior, [6 n, 3]."""
         p = process.gaussian(process.cosine())
         corners = jnp.sqrt(3.0) * jnp.concatenate([jnp.eye(3), -jnp.eye(3)])
         x_T = jnp.tile(corners, (len(observations[0]), 1))
-        model = Conditioned(score.oracle(p, law), self.operator)
+        model = Conditioned(score.oracle(p, law), self.operator, self.method)
         cond = jax.tree.map(lambda a: jnp.repeat(a, 6, axis=0), observations)
         return sampler.sample(key, sampler.heun(p), model, self.plan, x_T, cond).x
 
@@ -187,7 +189,7 @@ def test_moment_matching_is_the_exact_e_step_of_a_gaussian(x64, key):
     errors = []
     for steps in (60, 120):
         plan = sampler.plan(p, np.linspace(1 - 1e-4, 0, steps + 1))  # alpha is 0 at 1
-        step = Carried(plan, operator)
+        step = Carried(plan, operator, guide.mmps())
         found = run(key, step, moments, start(), observations, rounds=3).params
         errors.append(float(jnp.abs(found.covariance.matrix - wanted.covariance.matrix).max()))
     assert errors[1] < 5e-4
