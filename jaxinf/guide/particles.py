@@ -132,9 +132,8 @@ def particles(
 
     Args:
       key: a typed key.
-      stepper: with a transition density: ``sampler.moment_matched`` (closest to the prior's law,
-        for examples of up to some hundred numbers), ``ancestral``, ``ddim(process, eta)``,
-        ``euler_maruyama``.
+      stepper: with a transition density: ``sampler.moment_matched`` (closest to the prior's law),
+        ``ancestral``, ``ddim(process, eta)``, ``euler_maruyama``.
       denoiser: ``guide.conditioned``, ``guide.product`` or any composition of them.
       plan: the times; they end above 0 but for ``moment_matched``, which draws x_0 itself.
       shape: an example's.
@@ -145,14 +144,12 @@ def particles(
       progress: whether a bar counts the steps.
 
     Returns:
-      :class:`smc.Run`, its particles [particles, *shape], ``log_evidence`` the log of the target's
-      integral. Weights that are not finite count as 0 and in ``population.invalid``; where all are
-      lost, ``info.alive`` says from which step on.
+      :class:`smc.Run`; its ``log_evidence`` is the log of the target's integral. Weights that are
+      not finite count as 0 and in ``population.invalid``; once all are, ``info.alive`` is false.
 
     Raises:
       TypeError: for a stepper without a transition density.
-      ValueError: for a plan that ends at 0, rises, or leaves the process's range, and for exponents
-        whose sum is not positive.
+      ValueError: for a plan that ends at 0, rises, or leaves the process, exponents that sum to 0.
 
     Reference:
       Practical and Asymptotically Exact Conditional Sampling in Diffusion Models, Wu et al., 2023,
