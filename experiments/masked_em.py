@@ -4,8 +4,12 @@ Paper: F. Rozet et al., "Learning Diffusion Priors from Observations by Expectat
 (2024): a Gaussian fitted to the observations in closed form comes first, then rounds of posterior
 draws by moment matching with conjugate gradients (MMPS) and of refitting the network to them.
 Data: scikit-learn's digits, y = m (x + n) with masks m of independent pixels and n ~ N(0, noise^2).
-The model of clean images takes as many training steps in all.
+The model of clean images takes as many training steps in all. Distances are sliced Wasserstein to
+the test digits, over that of the training digits to them.
 Command: ``jaxinf run experiments/masked_em.py``.
+Hardware: 2 CPU cores.
+Expected, one seed: from clean digits 1.38; after training on the Gaussian's posterior draws alone,
+500 steps, 2.38. The rounds that follow have not been measured to their end.
 """
 
 from dataclasses import dataclass
@@ -253,7 +257,7 @@ def draw(arrays: dict[str, Any]) -> dict[str, Any]:
     posterior = Figure(figsize=(9, 3.6), layout="constrained")
     panels = {
         "digits": seen["digits"],
-        "observed: half the pixels hidden (grey)": np.where(seen["mask"] > 0, seen["y"], 0.0),
+        "observed, hidden pixels grey": np.where(seen["mask"] > 0, seen["y"], 0.0),
         "posterior draws under the Gaussian": seen["first"],
         "posterior draws under the last model": seen["last"],
     }
@@ -274,7 +278,12 @@ def draw(arrays: dict[str, Any]) -> dict[str, Any]:
     axis.plot(np.arange(last + 1), rounds["ratio"], "o-", label="from masked digits")
     axis.axhline(float(clean["ratio"]), color="C1", label="from clean digits")
     axis.axhline(1.5 * float(clean["ratio"]), color="C1", ls=":", label="1.5 times that")
-    axis.set(xlabel="round", ylabel="distance to test digits / train's", ylim=(0, None))
+    axis.set(
+        xlabel="round",
+        ylabel="distance to test digits / train's",
+        ylim=(0, None),
+        xticks=range(last + 1),
+    )
     axis.legend()
     return {"posterior": posterior, "generated": generated, "distances": distances}
 
