@@ -25,6 +25,7 @@ from jaxinf.guide.couplings import Coupling, Independent, Noised, Reversed, Walk
 from jaxinf.guide.doob import GuidedPath, LinearBridge, doob, guided_bridge, h_transform
 from jaxinf.guide.drift_projection import DriftProjection, drift_projection
 from jaxinf.guide.evaluation import Clean, Evaluation, evaluate
+from jaxinf.guide.expectation_maximisation import EM, EMInfo, expectation_maximisation
 from jaxinf.guide.gaussian_projection import GaussianProjection, gaussian_projection
 from jaxinf.guide.h_edit import h_edit, reward_gradient, score_difference
 from jaxinf.guide.interval import Interval, interval
@@ -60,10 +61,12 @@ from jaxinf.guide.reflected import (
 )
 from jaxinf.guide.regression_projection import RegressionProjection, regression_projection
 from jaxinf.guide.schrodinger_gaussian import GaussianSchrodinger, gaussian_schrodinger
+from jaxinf.guide.score_prior import FreshProbes, ScorePrior, fresh_probes, score_prior
 from jaxinf.guide.tmpd import tmpd
 from jaxinf.guide.views import Seen, views
 
 __all__ = [
+    "EM",
     "AdversarialProjection",
     "Belief",
     "Bridges",
@@ -74,7 +77,9 @@ __all__ = [
     "Coupling",
     "Dense",
     "DriftProjection",
+    "EMInfo",
     "Evaluation",
+    "FreshProbes",
     "GaussianProjection",
     "GaussianSchrodinger",
     "Given",
@@ -102,6 +107,7 @@ __all__ = [
     "Reversed",
     "Rounds",
     "RowSums",
+    "ScorePrior",
     "Seen",
     "Solve",
     "Tilt",
@@ -119,8 +125,10 @@ __all__ = [
     "downsample",
     "drift_projection",
     "evaluate",
+    "expectation_maximisation",
     "fold",
     "fourier",
+    "fresh_probes",
     "gaussian_kernel",
     "gaussian_projection",
     "gaussian_schrodinger",
@@ -152,6 +160,7 @@ __all__ = [
     "regression_projection",
     "reward_gradient",
     "score_difference",
+    "score_prior",
     "select",
     "tmpd",
     "views",

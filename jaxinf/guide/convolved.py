@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxinf.core import Leaf, Scalar, record
+from jaxinf.core import Leaf, Scalar, divide, record
 from jaxinf.guide.belief import Apply, Belief, ConjugateGradients, Dense
 from jaxinf.guide.conditioned import View
 
@@ -19,12 +19,12 @@ class Convolved:
     def view(self, process: Any, x: Array, t: Scalar, mean: Array, tweedie: Apply) -> View:
         """Return what is believed at (x, t)."""
         alpha = process.alpha(t)
-        power = jnp.square(process.sigma(t) / alpha)
+        power = jnp.square(divide(process.sigma(t), alpha))
 
         def covariance(v: Array) -> Array:
             return (power * process.covariance.matvec(v)).astype(v.dtype)
 
-        return View(Belief((x / alpha).astype(x.dtype), covariance, self.solve), covariance)
+        return View(Belief(divide(x, alpha).astype(x.dtype), covariance, self.solve), covariance)
 
 
 def convolved(iterations: int | None = None) -> Convolved:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxinf.core import PyTree, Scalar
+from jaxinf.core import PyTree, Scalar, divide
 from jaxinf.sampler import tweedie
 
 
@@ -50,8 +50,11 @@ def evaluate(denoiser: Any, x: Array, t: Scalar, cond: PyTree, full: bool) -> Ev
 
 
 def spread(process: Any, t: Scalar, v: Array) -> Array:
-    """Return (sigma^2 / alpha) C v, by which gradients of log densities move the clean example."""
-    factor = jnp.square(process.sigma(t)) / process.alpha(t)
+    """Return (sigma^2 / alpha) C v, by which gradients of log densities move the clean example.
+
+    Where alpha is 0 the noisy example says nothing of the clean one, and nothing is moved.
+    """
+    factor = divide(jnp.square(process.sigma(t)), process.alpha(t))
     return (factor * process.covariance.matvec(v)).astype(v.dtype)
 
 

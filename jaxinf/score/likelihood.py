@@ -18,12 +18,10 @@ from jaxinf.core import (
     check_key,
     exact,
     is_concrete,
-    runge_kutta,
-    value_and_trace,
 )
-from jaxinf.process import convert, v, x0
 from jaxinf.sampler import Plan
 from jaxinf.score.denoiser import Denoiser
+from jaxinf.score.probability_flow import transport_and_log_det
 
 
 class LogDensityInfo(NamedTuple):
@@ -47,10 +45,8 @@ def log_density(
 ) -> tuple[Float[Array, " batch"], LogDensityInfo]:
     """Log density of a score model at t_min, by the probability-flow equation.
 
-    log p_{t_min}(x) = log p_T(x_T) + int div u dt along dx/dt = u(x, t) = alpha' x_0 + sigma' e.
-    It is integrated as y = x / r with r^2 = alpha^2 + sigma^2, for which
-    dy/dt = (alpha sigma' - alpha' sigma) v / r^3 is finite wherever the schedule is, by the
-    classical Runge-Kutta method.
+    log p_{t_min}(x) = log p_T(x_T) + int div u dt along dx/dt = u(x, t) = alpha' x_0 + sigma' e,
+    by the classical Runge-Kutta method. It is differentiable in the example and the denoiser.
 
     Args:
       key: for the probes; sample i's depend on it and on i alone.
@@ -80,11 +76,7 @@ def log_density(
     x = jnp.asarray(x)
     check_batch(x, cond)
     process = denoiser.process
-    if is_concrete(plan) and not float(plan.times[-1]) > 0:
-        raise ValueError(
-            "there is no density at time 0: end the plan at process.t_min, as in "
-            "sampler.karras(process, steps, end=process.t_min)"
-        )
+    check_end(plan)
     trace = exact() if trace is None else trace
     prior = process.prior() if prior is None else prior
     if not hasattr(prior, "log_prob"):
@@ -93,6 +85,15 @@ def log_density(
             "process.marginal(law, process.t_max) is the exact one for data of a known law"
         )
     return _log_density(key, denoiser, x, cond, trace, plan, prior)
+
+
+def check_end(plan: Plan) -> None:
+    """Raise for a plan that ends where a score model has no density."""
+    if is_concrete(plan) and not float(plan.times[-1]) > 0:
+        raise ValueError(
+            "there is no density at time 0: end the plan at process.t_min, as in "
+            "sampler.karras(process, steps, end=process.t_min)"
+        )
 
 
 @jax.jit
@@ -105,33 +106,13 @@ def _log_density(
     plan: Plan,
     prior: Any,
 ) -> tuple[Array, LogDensityInfo]:
-    process = denoiser.process
     times = jnp.asarray(plan.times, x.dtype)[::-1]
-
-    def radius(t: Array) -> Array:
-        return jnp.hypot(process.alpha(t), process.sigma(t))
 
     def one(key: Key, x: Array, cond: PyTree) -> tuple[Array, Array, Array]:
         # under shard_map the directions vary over the axes that the example varies over
         probes = trace.probes(key, x) + carry(x, 0.0)
-
-        def field(t: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-            alpha, sigma, alpha_rate, sigma_rate = process.rates(t)
-            r = radius(t)
-
-            def velocity(y: Array) -> Array:
-                clean = denoiser(r * y, t, cond)
-                spin = convert(process, t, r * y, clean, x0, v)
-                return (alpha * sigma_rate - alpha_rate * sigma) / r**3 * spin
-
-            return value_and_trace(trace, velocity, state[0], probes)
-
-        estimates = trace.trace(jnp.zeros_like(probes), probes).shape
-        start = (x / radius(times[0]), jnp.broadcast_to(carry(x, 0.0), estimates))
-        y, divergence = runge_kutta(field, start, times)
-        x_T = radius(times[-1]) * y
-        stretch = x.size * (jnp.log(radius(times[-1])) - jnp.log(radius(times[0])))
-        values = prior.log_prob(x_T) + divergence + stretch
+        x_T, log_dets = transport_and_log_det(denoiser, x, times, cond, trace, probes)
+        values = prior.log_prob(x_T) + log_dets
         count = values.shape[0]
         if isinstance(trace, Exact):
             error = jnp.zeros_like(values[0])

@@ -163,6 +163,18 @@ def test_guided_samplers_converge_to_the_posterior(x64, key):
     np.testing.assert_allclose(found, wanted, rtol=1e-8, atol=1e-8)
 
 
+@methods
+def test_a_start_without_signal_is_left_alone(method):
+    """Where alpha is 0 the guided denoiser is the plain one: no division by it."""
+    p = process.gaussian(process.cosine())
+    case = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), correlated())
+    plain = score.oracle(p, case.prior)
+    d = guide.conditioned(plain, case.likelihood, METHODS[method]())
+    x = jax.random.normal(jax.random.key(7), (DIM,))
+    np.testing.assert_array_equal(d(x, 1.0), plain(x, 1.0))
+    assert bool(jnp.isfinite(d.evaluate(x, 1.0, None, False).log_twist))
+
+
 def test_two_observations_are_both(x64):
     """Conditioning twice is conditioning on both, where the method is exact."""
     case = correlated()
