@@ -1,3 +1,15 @@
 """Conditioning: score models tilted by evidence, experts, rewards and end points."""
 
-__all__: list[str] = []
+from jaxinf.guide.fk_steering import difference, maximum, steer, sum_
+from jaxinf.guide.intermediate import Intermediate, clean, drawn, likeliest
+
+__all__ = [
+    "Intermediate",
+    "clean",
+    "difference",
+    "drawn",
+    "likeliest",
+    "maximum",
+    "steer",
+    "sum_",
+]
