@@ -2,6 +2,7 @@
 
 from jaxinf.guide.fk_steering import difference, maximum, steer, sum_
 from jaxinf.guide.intermediate import Intermediate, clean, drawn, likeliest
+from jaxinf.guide.replacement import repaint, replacement
 
 __all__ = [
     "Intermediate",
@@ -10,6 +11,8 @@ __all__ = [
     "drawn",
     "likeliest",
     "maximum",
+    "repaint",
+    "replacement",
     "steer",
     "sum_",
 ]

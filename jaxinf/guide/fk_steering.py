@@ -111,11 +111,11 @@ class Steered:
         zero = jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
         return Particle(self.stepper.init(x), zero + self.potential.start, zero)
 
-    def step(self, key: Key, particle: Particle, rows: Rows) -> tuple[Particle, Array]:
+    def step(self, key: Key, particle: Any, inputs: Any) -> tuple[Particle, Array]:
         """Walk to the next resampling and return the log potential there."""
         key_walk, key_reward = jax.random.split(key)
-        state, info = self._walked(key_walk, particle.state, rows)
-        s, last = rows.s[-1], rows.last[-1]
+        state, info = self._walked(key_walk, particle.state, inputs)
+        s, last = inputs.s[-1], inputs.last[-1]
         reward = jax.lax.cond(
             last,
             lambda: self._reward(state.x),
