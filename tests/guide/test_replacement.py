@@ -87,6 +87,17 @@ def test_known_and_unknown_covary_on_the_way(plan, key, x64):
     assert (np.abs(second - covariance) / np.sqrt(variances / len(x))).max() < 4
 
 
+def test_the_known_parts_noise_is_its_own(key):
+    """Noise that is correlated over the coordinates: both parts are independent after a step."""
+    p = process.gaussian(process.cosine(), core.dense(jnp.asarray(COVARIANCE)))
+    stepper = guide.replacement(sampler.ancestral(p), KNOWN, SEEN)
+    plan, x_T = sampler.plan(p, [0.9, 0.5]), jnp.ones((20_000, 2))
+    x = np.asarray(sampler.sample(key, stepper, score.oracle(p, LAW), plan, x_T).x)
+    known = np.sin(np.pi / 4) ** 2 * COVARIANCE[0, 0]
+    assert abs(x[:, 0].var() / known - 1) < 4 * np.sqrt(2 / len(x))
+    assert abs(np.corrcoef(x.T)[0, 1]) < 4 / np.sqrt(len(x))
+
+
 def test_it_is_biased_and_repaint_less(plan, x64):
     """By the exact law: the bias stays as steps shrink, and falls with the resamplings."""
 
