@@ -120,6 +120,12 @@ def test_along_the_flow_its_own_law(flow, key):
         mean, covariance = gain @ mean + shift, gain @ covariance @ gain.T + local
         mean = alpha[i + 1] * mean
         covariance = alpha[i + 1] ** 2 * covariance + sigma[i + 1] ** 2 * np.eye(3)
+        if i == 0:  # where the flow leads, number by number
+            x_T = p.prior().sample(key, (20_000, 3))
+            error = jnp.abs(out.info.path.info.clean[0] - slope * x_T)
+            # the last step is Euler's: h^2 / 2 of the second derivative, taken twice
+            bound = (0.9 / 60 * np.pi / 2) ** 2 * (1 / SCALE**2 - 1)
+            assert bool(jnp.all(error <= bound * slope * jnp.abs(x_T) + 1e-5))
     found = scores(np.asarray(out.x, np.float64), mean, covariance)
     assert np.abs(found).max() < 4
     assert np.abs(mean - posterior(np.zeros(3), SCALE**2)[0]).max() > 0.05

@@ -95,6 +95,13 @@ def test_zero_order_climbs_above_random_search_at_the_same_calls(key):
     scores, info = means(key, guide.zero_order(4, 8, 0.5), 4000)
     assert (np.asarray(info.calls) == 33 * 7).all()
     assert z_score(scores, largest(33)) > 4
+    rng = np.random.default_rng(0)
+    pivot = rng.normal(size=20_000)
+    for _ in range(8):
+        near = np.sqrt(0.75) * pivot[:, None] + 0.5 * rng.normal(size=(20_000, 4))
+        pivot = np.maximum(pivot, near.max(axis=1))
+    error = np.hypot(scores.std() / np.sqrt(4000), pivot.std() / np.sqrt(20_000))
+    assert abs(scores.mean() - pivot.mean()) < 4 * error
     rounds = np.asarray(info.scores)
     assert rounds.shape == (4000, 9)
     assert (np.diff(rounds, axis=1) >= 0).all()  # a pivot is left for a better one alone
