@@ -1,4 +1,16 @@
-"""Decoupled annealing: a posterior draw of the clean example at each level, noised to the next."""
+r"""Decoupled annealing: a posterior draw of the clean example at each level, noised to the next.
+
+.. math:: \hat x_0 = \mathrm{flow}(x_t), \quad
+          x_0 \sim N(\hat x_0, r_t^2 C)\, L(x_0) / Z, \quad
+          x_s \sim N(\alpha_s x_0, \sigma_s^2 C)
+
+From x_t a few steps of the probability flow lead to x0hat, a Markov chain from there draws the
+clean example from what a Gaussian about x0hat and the likelihood say together, and noise of the
+next level is added to it: x_s depends on x_t through x_0 alone, so that errors of early levels are
+not carried on. Were p(x_0 | x_t) that Gaussian and the chain long, x_s would have the law of the
+level given the observation, at every step and however few there are. So it is for data N(m, d^2 C)
+with ``flow_steps=1``, by which x0hat is E[x_0 | x_t], and ``data_scale`` d.
+"""
 
 import dataclasses
 import itertools
@@ -136,23 +148,12 @@ def decoupled(
     flow_steps: int = 5,
     data_scale: Scalar = np.inf,
 ) -> Decoupled:
-    r"""Decoupled annealing posterior sampling (DAPS), a stepper.
-
-    .. math:: \hat x_0 = \mathrm{flow}(x_t), \quad
-              x_0 \sim N(\hat x_0, r_t^2 C)\, L(x_0) / Z, \quad
-              x_s \sim N(\alpha_s x_0, \sigma_s^2 C)
-
-    From x_t a few steps of the probability flow lead to x0hat, a Markov chain from there draws the
-    clean example from what a Gaussian about x0hat and the likelihood say together, and noise of the
-    next level is added to it: x_s does not depend on x_t but through x_0, so that errors of early
-    levels are not carried on. Were p(x_0 | x_t) that Gaussian and the chain long, x_s would have
-    the law of the level given the observation, at every step and however few there are. So it is
-    for data N(m, d^2 C) with ``flow_steps=1``, by which x0hat is E[x_0 | x_t], and data_scale d.
+    """Decoupled annealing posterior sampling (DAPS), a stepper.
 
     Args:
       process: the Gaussian process to reverse.
-      likelihood: log L: a function ``(data, x0) ->`` one number (the same object each time, as it
-        is part of the program), or a pytree with ``log_prob(x0)``.
+      likelihood: log L: a function ``(data, x0) ->`` one number (part of the program), or a pytree
+        with ``log_prob(x0)``.
       kernel: of the chain, ``mcmc.mala(0.5)``, ``mcmc.hmc(10, 0.3)`` or ``mcmc.random_walk(0.5)``;
         its step is in units of r_t and is not adapted: look at ``info.acceptance``.
       data: what the function takes, the stepper's leaves; observations of a batch each of its own
@@ -180,22 +181,30 @@ def decoupled(
       ``guide.decoupled(p, lambda y, x0: -jnp.sum((y - x0) ** 2), mcmc.mala(0.5), data=y)``
     """
     flow = ddim(process) if flow is None else flow
-    for name, value in (("moves", moves), ("flow_steps", flow_steps)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    _check(process, kernel, flow, data_scale)
-    if not hasattr(likelihood, "log_prob"):
-        if not callable(likelihood):
-            raise TypeError(
-                "a likelihood is a function (data, x0) -> number or has log_prob(x0), got "
-                f"{type(likelihood).__name__}"
-            )
-        likelihood = Likelihood(jax.tree.map(jnp.asarray, data), likelihood)
+    _check(process, kernel, flow, data_scale, moves, flow_steps)
+    likelihood = _as_record(likelihood, data)
     return Decoupled(process, likelihood, kernel, flow, data_scale, moves, flow_steps)
 
 
-def _check(process: Gaussian, kernel: Any, flow: Any, data_scale: Scalar) -> None:
+def _as_record(likelihood: Any, data: PyTree) -> Any:
+    """Return a likelihood with ``log_prob``."""
+    if hasattr(likelihood, "log_prob"):
+        return likelihood
+    if not callable(likelihood):
+        raise TypeError(
+            "a likelihood is a function (data, x0) -> number or has log_prob(x0), got "
+            f"{type(likelihood).__name__}"
+        )
+    return Likelihood(jax.tree.map(jnp.asarray, data), likelihood)
+
+
+def _check(
+    process: Gaussian, kernel: Any, flow: Any, data_scale: Scalar, moves: int, flow_steps: int
+) -> None:
     """Raise on what can be seen at once."""
+    for name, value in (("moves", moves), ("flow_steps", flow_steps)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     if not hasattr(kernel, "metric"):
         raise TypeError(
             f"the chain's steps are scaled by its metric, and {type(kernel).__name__} has none; "

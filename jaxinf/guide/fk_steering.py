@@ -1,4 +1,18 @@
-"""Feynman-Kac steering: particles of a reverse diffusion, resampled by intermediate rewards."""
+r"""Feynman-Kac steering: particles of a reverse diffusion, resampled by intermediate rewards.
+
+.. math:: p(x_0) \propto q(x_0) e^{\lambda r(x_0)}, \qquad
+          \prod_{k=1}^{K} G_k = e^{\lambda r(x_0)}
+
+with q the law of a stepper's own walk along a plan, whose step is the proposal. After every round
+of steps a particle's intermediate reward r_k makes its potential G_k: ``difference``, ``maximum``
+or ``sum_``. At the end r_K = r(x_0), and the last potential is exp(lambda r(x_0)) over the product
+of those before. So the product is exact for each of them, and the evidence E_q[exp(lambda r(x_0))]
+is unbiased whatever intermediate rewards are; they move the variance alone. A reward of -inf
+forbids.
+
+Reference: R. Singhal et al., "A General Framework for Inference-time Scaling and Steering of
+Diffusion Models" (2025).
+"""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -171,65 +185,63 @@ def steer(
     resample: smc.Scheme = smc.systematic,
     threshold: Scalar = 1.0,
     history: bool = False,
-    progress: bool = False,
 ) -> smc.Run:
-    r"""Draw from a sampler's law tilted by a reward.
-
-    .. math:: p(x_0) \propto q(x_0) e^{\lambda r(x_0)}, \qquad
-              \prod_{k=1}^{K} G_k = e^{\lambda r(x_0)}
-
-    with q the law of the stepper's own walk along the plan, whose step is the proposal. After every
-    ``interval`` steps a particle's intermediate reward r_k makes its potential:
-    ``difference`` exp(lambda (r_k - r_{k-1})) with r_0 = 0, ``maximum`` exp(lambda max_{j<=k} r_j),
-    ``sum_`` exp(lambda sum_{j<=k} r_j). At the end r_K = r(x_0), and the last potential is
-    exp(lambda r(x_0)) over the product of those before: the product is exact for each of them, so
-    that the evidence :math:`E_q[e^{\lambda r(x_0)}]` is unbiased whatever intermediate rewards
-    are; they move the variance alone.
+    """Draw from a sampler's law tilted by exp(lambda r(x_0)), with the evidence.
 
     Args:
       key: a typed key.
-      stepper: any of ``jaxinf.sampler``, with noise of its own if particles are to differ after
-        they have been drawn anew: ``ancestral``, ``euler_maruyama``, ``unmask``.
+      stepper: with noise, by which particles drawn anew come apart: ``ancestral``, ``unmask``.
       denoiser: called as ``denoiser(x, t, cond)`` for one example.
       plan: the times to walk; it must fall.
-      reward: r, called as ``reward(x0, cond)`` for one clean example: a function (the same object
-        each time, as it is part of the program), or a pytree with numbers of its own. -inf forbids.
+      reward: r, called as ``reward(x0, cond)``: a function, or a pytree with numbers of its own.
       shape: one example's.
-      cond: one problem's condition, for denoiser and reward; problems side by side by ``jax.vmap``.
-      scale: lambda, the inverse temperature.
+      cond: one problem's, for denoiser and reward; problems side by side by ``jax.vmap``.
+      scale: lambda.
       potential: ``difference``, ``maximum`` or ``sum_``.
-      intermediate: the reward of an unfinished particle: ``clean``, at the step's prediction of x_0
-        (``StepInfo.clean``, made at the step's start; no more calls of the denoiser), or for tokens
-        ``likeliest`` or ``drawn(count)``, one call more a resampling.
-      interval: resample after so many steps; the last round ends with the plan, the first is
-        shorter where the steps do not divide.
+      intermediate: an unfinished particle's reward: ``clean``, at the last step's prediction of x_0
+        from its start; for tokens ``likeliest``, ``drawn(n)``, at one call more a round.
+      interval: steps a round; the first is shorter where they do not divide the plan's.
       start: the law of x_T, with ``sample(key, shape)``; the process's ``prior()`` by default.
       particles: how many, two or more.
       resample: the scheme.
-      threshold: the share of effective particles below which they are drawn anew; 1 always, 0
-        never: then it is importance sampling.
+      threshold: the share of effective particles below which a round resamples first; 0 never.
       history: whether particles of all rounds are kept.
-      progress: whether a bar counts the rounds.
 
     Returns:
-      :class:`jaxinf.smc.Run`, whose particles are x_0, weighted; ``run.population.mean(f)`` and
-      ``run.population.resample(key)``. Where all weights are lost the log-evidence is -inf, and
-      ``info.alive`` says from when on; particles or rewards that are NaN are counted in
-      ``population.invalid``.
+      :class:`jaxinf.smc.Run`, whose particles are x_0, weighted. Where all weights are lost
+      ``info.alive`` says so and the log-evidence is -inf; NaNs are counted in ``invalid``.
 
     Raises:
-      TypeError: for a reward that cannot be called, or a stepper whose info has no ``clean`` where
-        ``intermediate`` asks for it.
-      ValueError: for a reward that is not one number, an interval below 1, a plan that rises or
-        leaves the process, and what :func:`jaxinf.smc.run` refuses.
+      TypeError: for a reward that cannot be called, or an ``intermediate`` that does not suit.
+      ValueError: for a reward that is not one number, an interval below 1, or a plan that rises.
 
     Reference:
-      R. Singhal et al., "A General Framework for Inference-time Scaling and Steering of Diffusion
-      Models" (2025), section 3 and algorithm 1.
-
-    Example:
-      ``guide.steer(key, sampler.ancestral(p), denoiser, plan, lambda x, cond: -x @ x, (8,))``
+      R. Singhal et al. (2025), see the module; section 3 and algorithm 1.
     """
+    start = stepper.process.prior() if start is None else start
+    rows = _rounds(key, stepper, plan, interval, start, shape)
+    model = Steered(
+        stepper, denoiser, as_record(reward), potential, intermediate, scale, cond, start, shape
+    )
+    return _bare(
+        smc.run(key, model, rows, particles=particles, resample=resample, threshold=threshold,
+                history=history)
+    )  # fmt: skip
+
+
+def _bare(run: smc.Run) -> smc.Run:
+    """Return a run whose particles are examples alone."""
+    kept = run.history
+    if kept is not None:
+        kept = kept._replace(particles=kept.particles.state.x)
+    population = dataclasses.replace(run.population, particles=run.population.particles.state.x)
+    return run._replace(population=population, history=kept)
+
+
+def _rounds(
+    key: Key, stepper: AnyStepper, plan: Plan, interval: int, start: Any, shape: tuple[int, ...]
+) -> Rows:
+    """Return the plan's steps with leading axes [rounds, interval]; the first is filled up."""
     check_key(key)
     if not (isinstance(interval, int | np.integer) and interval >= 1):
         raise ValueError(
@@ -240,27 +252,9 @@ def steer(
         raise ValueError(
             "steering walks plans that fall, and this one has restarts; steer along the plain plan"
         )
-    start = stepper.process.prior() if start is None else start
     like = jax.eval_shape(lambda: start.sample(key, (1, *shape)))
     check_walk(stepper, plan, jnp.zeros(like.shape, like.dtype), None, None, None)
-    model = Steered(
-        stepper, denoiser, as_record(reward), potential, intermediate, scale, cond, start,
-        tuple(shape),
-    )  # fmt: skip
-    run = smc.run(
-        key, model, _rounds(stepper, plan, int(interval), like.dtype), particles=particles,
-        resample=resample, threshold=threshold, history=history, progress=progress,
-    )  # fmt: skip
-    kept = run.history
-    if kept is not None:
-        kept = kept._replace(particles=kept.particles.state.x)
-    population = dataclasses.replace(run.population, particles=run.population.particles.state.x)
-    return run._replace(population=population, history=kept)
-
-
-def _rounds(stepper: AnyStepper, plan: Plan, interval: int, dtype: Any) -> Rows:
-    """Return the plan's steps with leading axes [rounds, interval]; the first is filled up."""
-    times = jnp.asarray(plan.times, jnp.promote_types(dtype, jnp.float32))
+    times = jnp.asarray(plan.times, jnp.promote_types(like.dtype, jnp.float32))
     if is_concrete((stepper, plan)):
         own = narrowed(host_table(stepper, plan), times.dtype)
     else:
