@@ -22,18 +22,22 @@ from jaxinf.guide.belief import Belief, ConjugateGradients, Dense, RowSums, Solv
 from jaxinf.guide.conditioned import Conditioned, Method, View, conditioned
 from jaxinf.guide.convolved import convolved
 from jaxinf.guide.couplings import Coupling, Independent, Noised, Reversed, Walked, brownian_bridge
+from jaxinf.guide.decoupled_annealing import DecoupledInfo, decoupled
 from jaxinf.guide.doob import GuidedPath, LinearBridge, doob, guided_bridge, h_transform
 from jaxinf.guide.drift_projection import DriftProjection, drift_projection
 from jaxinf.guide.evaluation import Clean, Evaluation, evaluate
 from jaxinf.guide.expectation_maximisation import EM, EMInfo, expectation_maximisation
+from jaxinf.guide.fk_steering import difference, maximum, steer, sum_
 from jaxinf.guide.gaussian_projection import GaussianProjection, gaussian_projection
 from jaxinf.guide.h_edit import h_edit, reward_gradient, score_difference
+from jaxinf.guide.intermediate import Intermediate, clean, drawn, likeliest
 from jaxinf.guide.interval import Interval, interval
 from jaxinf.guide.joint import Joint, joint
 from jaxinf.guide.likelihood import Likelihood, Tilt
 from jaxinf.guide.linear import Linear, linear
 from jaxinf.guide.markovian_fitting import Bridges, Rounds, markovian_fitting
 from jaxinf.guide.mmps import MomentMatching, mmps
+from jaxinf.guide.noise_search import Search, SearchInfo, random_search, search, zero_order
 from jaxinf.guide.observed import Observed, observed
 from jaxinf.guide.operators import (
     Operator,
@@ -48,6 +52,7 @@ from jaxinf.guide.operators import (
 )
 from jaxinf.guide.paired_bridges import Pairs, paired_bridge, paired_denoising
 from jaxinf.guide.particles import Particle, ReverseChain, particles
+from jaxinf.guide.path_search import path_search
 from jaxinf.guide.pigdm import Isotropic, pigdm
 from jaxinf.guide.point import Point, point
 from jaxinf.guide.projection import Budget, Projection, budget
@@ -60,6 +65,7 @@ from jaxinf.guide.reflected import (
     reflected_euler,
 )
 from jaxinf.guide.regression_projection import RegressionProjection, regression_projection
+from jaxinf.guide.replacement import repaint, replacement
 from jaxinf.guide.schrodinger_gaussian import GaussianSchrodinger, gaussian_schrodinger
 from jaxinf.guide.score_prior import FreshProbes, ScorePrior, fresh_probes, score_prior
 from jaxinf.guide.tmpd import tmpd
@@ -75,6 +81,7 @@ __all__ = [
     "Conditioned",
     "ConjugateGradients",
     "Coupling",
+    "DecoupledInfo",
     "Dense",
     "DriftProjection",
     "EMInfo",
@@ -85,6 +92,7 @@ __all__ = [
     "Given",
     "GuidedPath",
     "Independent",
+    "Intermediate",
     "Interval",
     "Isotropic",
     "Joint",
@@ -108,6 +116,8 @@ __all__ = [
     "Rounds",
     "RowSums",
     "ScorePrior",
+    "Search",
+    "SearchInfo",
     "Seen",
     "Solve",
     "Tilt",
@@ -118,11 +128,15 @@ __all__ = [
     "blur",
     "brownian_bridge",
     "budget",
+    "clean",
     "conditioned",
     "contrast",
     "convolved",
+    "decoupled",
+    "difference",
     "doob",
     "downsample",
+    "drawn",
     "drift_projection",
     "evaluate",
     "expectation_maximisation",
@@ -141,27 +155,37 @@ __all__ = [
     "interpolate",
     "interval",
     "joint",
+    "likeliest",
     "linear",
     "markovian_fitting",
     "mask",
+    "maximum",
     "mmps",
     "observed",
     "operator",
     "paired_bridge",
     "paired_denoising",
     "particles",
+    "path_search",
     "pigdm",
     "point",
     "product",
     "projection",
+    "random_search",
     "reflected",
     "reflected_denoising",
     "reflected_euler",
     "regression_projection",
+    "repaint",
+    "replacement",
     "reward_gradient",
     "score_difference",
     "score_prior",
+    "search",
     "select",
+    "steer",
+    "sum_",
     "tmpd",
     "views",
+    "zero_order",
 ]

@@ -104,7 +104,7 @@ def sample(
     """
     check_key(key)
     x_T = jnp.asarray(x_T)
-    _check(stepper, plan, x_T, cond, index, block)
+    check_walk(stepper, plan, x_T, cond, index, block)
     rows = host_table(stepper, plan) if is_concrete((stepper, plan)) else None
     # jax.random.key(0) and key(1) differ in one bit, as indices do: hashed, keys are far apart
     key = jax.random.fold_in(key, 0)
@@ -249,7 +249,7 @@ def narrowed(rows: Any, dtype: Any) -> Any:
     )
 
 
-def _check(
+def check_walk(
     stepper: AnyStepper, plan: Plan, x: Array, cond: PyTree, index: Array | None, block: int | None
 ) -> None:
     """Raise on what can be seen before anything is compiled."""
