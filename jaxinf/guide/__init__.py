@@ -18,9 +18,23 @@ from jaxinf.guide.algebra import (
     product,
 )
 from jaxinf.guide.belief import Belief, ConjugateGradients, Dense, RowSums, Solve
+from jaxinf.guide.blind_dps import Parallel, blind_dps
+from jaxinf.guide.compositional import (
+    AnnealedLangevin,
+    Compositional,
+    annealed_langevin,
+    compositional,
+)
 from jaxinf.guide.conditioned import Conditioned, Method, View, conditioned
 from jaxinf.guide.convolved import convolved
+from jaxinf.guide.dps import DPS, dps
 from jaxinf.guide.evaluation import Clean, Evaluation, evaluate
+from jaxinf.guide.feynman_kac import (
+    DriftTransform,
+    WeightedDiffusion,
+    drift_transform,
+    feynman_kac,
+)
 from jaxinf.guide.interval import Interval, interval
 from jaxinf.guide.joint import Joint, joint
 from jaxinf.guide.likelihood import Likelihood, Tilt
@@ -45,11 +59,15 @@ from jaxinf.guide.tmpd import tmpd
 from jaxinf.guide.views import Seen, views
 
 __all__ = [
+    "DPS",
+    "AnnealedLangevin",
     "Belief",
     "Clean",
+    "Compositional",
     "Conditioned",
     "ConjugateGradients",
     "Dense",
+    "DriftTransform",
     "Evaluation",
     "Given",
     "Interval",
@@ -61,6 +79,7 @@ __all__ = [
     "MomentMatching",
     "Observed",
     "Operator",
+    "Parallel",
     "Particle",
     "Point",
     "Product",
@@ -70,13 +89,20 @@ __all__ = [
     "Solve",
     "Tilt",
     "View",
+    "WeightedDiffusion",
     "anneal",
+    "annealed_langevin",
+    "blind_dps",
     "blur",
+    "compositional",
     "conditioned",
     "contrast",
     "convolved",
     "downsample",
+    "dps",
+    "drift_transform",
     "evaluate",
+    "feynman_kac",
     "fourier",
     "gaussian_kernel",
     "geometric_mean",

@@ -50,15 +50,8 @@ class ReverseChain:
 
     def init(self, key: Key) -> smc.Weighted:
         """Draw x_T from the product of the experts' reference laws, with the twist there."""
-        process = self.denoiser.process
-        z = jax.random.normal(key, self.shape)
-        probe = evaluate(self.denoiser, jnp.zeros_like(z), self.start, self.cond, False)
-        total = sum(probe.exponents)
-        noise = process.noise_at(self.start).scaled(1 / jnp.sqrt(total))
-        x = noise.sqrt(z).astype(z.dtype)
+        x, reference = draw_start(key, self.denoiser, self.start, self.cond, self.shape)
         here = evaluate(self.denoiser, x, self.start, self.cond, self._full)
-        # the integral of the reference's density to the power of the exponents' sum
-        reference = total * log_prob(process.noise_at(self.start), x) - log_prob(noise, x)
         return smc.Weighted(Particle(x, here), reference + here.log_twist)
 
     def step(
@@ -106,6 +99,18 @@ class ReverseChain:
         return total + rest * log_prob(process.covariance.scaled(b), x - a * new)
 
 
+def draw_start(
+    key: Key, denoiser: Any, t: Scalar, cond: PyTree, shape: tuple[int, ...]
+) -> tuple[Array, Float[Array, ""]]:
+    """Draw from the product of the experts' reference laws; return it with the log integral."""
+    z = jax.random.normal(key, shape)
+    total = sum(evaluate(denoiser, jnp.zeros_like(z), t, cond, False).exponents)
+    reference = denoiser.process.noise_at(t)
+    noise = reference.scaled(1 / jnp.sqrt(total))
+    x = noise.sqrt(z).astype(z.dtype)
+    return x, total * log_prob(reference, x) - log_prob(noise, x)
+
+
 def particles(
     key: Key,
     stepper: Any,
@@ -140,7 +145,9 @@ def particles(
       shape: an example's.
       cond: one condition, for all particles.
       particles: how many.
-      resample, threshold, progress: as in :func:`smc.run`.
+      resample: the scheme, as in :func:`smc.run`.
+      threshold: the share of effective particles below which they are resampled.
+      progress: whether a bar counts the steps.
 
     Returns:
       :class:`smc.Run`: ``population.particles`` are the examples, [particles, *shape], with
@@ -178,25 +185,31 @@ def _check(stepper: Any, denoiser: Any, plan: Plan, cond: PyTree, shape: tuple[i
             "proposal(denoise, state, t, s); take sampler.ancestral(process), "
             "sampler.moment_matched(process) or sampler.euler_maruyama(process)"
         )
+    check_start(denoiser, plan, cond, shape)
+    reaches_zero = is_concrete(plan) and float(plan.times[-1]) <= 0
+    if reaches_zero and not getattr(stepper, "uses_covariance", False):
+        raise ValueError(
+            f"{type(stepper).__name__}'s last step to time 0 has no density: end the plan at "
+            "process.t_min, as in sampler.uniform(process, 100, end=process.t_min), or take "
+            "sampler.moment_matched(process)"
+        )
+
+
+def check_start(denoiser: Denoiser, plan: Plan, cond: PyTree, shape: tuple[int, ...]) -> None:
+    """Raise unless a plan falls within the process and there is a density to start from."""
     if plan.rises:
         raise ValueError("weights are along plans that fall; leave sampler.restart out")
     process = denoiser.process
     if is_concrete((plan, process.t_max)):
-        first, last, latest = float(plan.times[0]), float(plan.times[-1]), float(process.t_max)
+        first, latest = float(plan.times[0]), float(process.t_max)
         if not first <= latest * (1 + 1e-6):
             raise ValueError(
                 f"the plan starts at t={first:.6g}, outside the process, whose times are 0 to "
                 f"{latest:.6g}; make both from the same process"
             )
-        if last <= 0 and not getattr(stepper, "uses_covariance", False):
-            raise ValueError(
-                f"{type(stepper).__name__}'s last step to time 0 has no density: end the plan at "
-                "process.t_min, as in sampler.uniform(process, 100, end=process.t_min), or take "
-                "sampler.moment_matched(process)"
-            )
     if math.prod(shape) == 0:
         raise ValueError(f"shape is an example's, without zeros, got {shape}")
-    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    x = jax.ShapeDtypeStruct(shape, jnp.result_type(float))
     if is_concrete(denoiser):
         exponents = _exponents(denoiser, x, float(process.t_min), cond)
         if exponents is not None and not exponents > 0:
