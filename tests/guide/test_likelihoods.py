@@ -122,8 +122,8 @@ def test_a_quadratic_event_of_a_mixture(x64):
     density = jnp.exp(jax.vmap(law.log_prob)(line) + jax.vmap(event.log_prob)(line))
     step = line[1, 0] - line[0, 0]
     wanted = step * jnp.concatenate([jnp.sum(density)[None], jax.vmap(bins)(line).T @ density])
-    # of the chain's steps, for a prior that is no Gaussian: measured by doubling them, 0.5 %
-    slack = 0.005 * wanted[0]
+    # of the chain's steps, for a prior that is no Gaussian: 0.0006 by quadrature of the chain
+    slack = 0.001 * wanted[0]
     assert np.all(np.abs(found - np.asarray(wanted)) < 4 * error + slack), (found, wanted, error)
 
 
@@ -247,3 +247,70 @@ def test_a_scale_that_blows_up_is_reported(key):
     assert not bool(jnp.any(found.info.finite))
     assert bool(jnp.all(found.info.failed_at < 40))
     assert bool(jnp.all(jnp.isfinite(found.x)))
+
+
+@pytest.mark.parametrize("t", [0.05, 0.5, 0.9])
+def test_methods_on_one_number_by_hand(t, x64):
+    """N(0, s^2), y = x_0 + noise: D + (sigma^2 / alpha) d / dx log p(y | x_t), written out."""
+    s, noise, y, x = 1.7, 0.5, 0.8, jnp.array([0.6])
+    alpha, variance = float(PROCESS.alpha(t)), float(PROCESS.sigma(t)) ** 2
+    gain = alpha * s**2 / (alpha**2 * s**2 + variance)
+    clean, spread = gain * 0.6, gain * variance / alpha
+    plain = score.oracle(PROCESS, core.gaussian(jnp.zeros(1), core.Diagonal(s)))
+    likelihood = guide.linear(guide.select([0]), jnp.array([y]), noise)
+    unit = variance / (alpha**2 + variance)  # pseudoinverse guidance's for data of unit scale
+    wide = variance / alpha**2
+    for method, wanted in (
+        (guide.mmps(), clean + spread * (y - clean) / (noise**2 + spread)),
+        (guide.mmps(1), clean + spread * (y - clean) / (noise**2 + spread)),
+        (guide.tmpd(), clean + spread * (y - clean) / (noise**2 + spread)),
+        (guide.pigdm(s), clean + spread * (y - clean) / (noise**2 + spread)),
+        (guide.pigdm(), clean + spread * (y - clean) / (noise**2 + unit)),
+        (guide.point(), clean + spread * (y - clean) / noise**2),
+        (guide.convolved(), clean + wide * (y - 0.6 / alpha) / (noise**2 + wide)),
+    ):
+        found = guide.conditioned(plain, likelihood, method)(x, t)
+        np.testing.assert_allclose(found[0], wanted, rtol=1e-10)
+
+
+def reversed_moments(d, p, steps):
+    """Mean and deviation at the end of the reverse equation by Euler, whose steps are affine."""
+    times = jnp.asarray(sampler.karras(p, steps, end=p.t_min).times)
+    stepper = sampler.euler_maruyama(p)
+
+    def step(moments, pair):
+        mean, variance = moments
+        at = [stepper.proposal(d, sampler.State(jnp.array([x])), *pair) for x in (0.0, 1.0)]
+        slope = (at[1].mean - at[0].mean)[0]
+        fresh = at[0].covariance.dense(1)[0, 0]
+        return (slope * mean + at[0].mean[0], slope**2 * variance + fresh), None
+
+    start = (jnp.zeros(()), jnp.square(p.sigma(times[0])))
+    (mean, variance), _ = jax.lax.scan(step, start, (times[:-1], times[1:]))
+    return np.array([float(mean), float(jnp.sqrt(variance))])
+
+
+def test_the_convolved_likelihood_is_too_sharp_and_moment_matching_is_not(x64):
+    """N(0, 1), noise 0.5, y = 1: mean 0.717 and deviation 0.381, where 0.800 and 0.447 are right.
+
+    With u = sigma^2, a = 1 / 4 and F = (1 + u) (a + u) the reverse equation's mean at u = 0 is
+    F(0) times the integral of 1 / (F (a + u)), its variance F(0)^2 times that of 1 / F^2. Euler's
+    steps are of first order: the figures are extrapolated, to what that and t_min leave.
+    """
+    p = process.gaussian(process.edm(0.01, 50.0))
+    likelihood = guide.linear(guide.select([0]), jnp.ones(1), 0.5)
+    plain = score.oracle(p, STANDARD)
+    exact = np.array([0.8, np.sqrt(0.2)])
+    mean = 0.25 * (16 / 3 - 16 / 9 * np.log(4))
+    variance = 0.0625 * 16 / 9 * (5 - 8 / 3 * np.log(4))
+    biased = np.array([mean, np.sqrt(variance)])
+    for method, wanted in ((guide.mmps(), exact), (guide.convolved(), biased)):
+        d = guide.conditioned(plain, likelihood, method)
+        coarse, fine = (reversed_moments(d, p, steps) for steps in (300, 600))
+        assert np.all(np.abs(2 * fine - coarse - wanted) < 2e-3), (coarse, fine)
+    wide = score.oracle(p, core.gaussian(jnp.zeros(1), core.Diagonal(10.0)))
+    sharp = guide.linear(guide.select([0]), jnp.ones(1), 0.1)
+    d = guide.conditioned(wide, sharp, guide.convolved())
+    coarse, fine = (reversed_moments(d, p, steps) for steps in (300, 600))
+    # the posterior's to within the ratio of variances, and the noise that is left at t_min
+    assert np.all(np.abs(2 * fine - coarse - [0.9999, 0.1]) < 2e-3), (coarse, fine)
