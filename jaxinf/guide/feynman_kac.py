@@ -91,9 +91,11 @@ class WeightedDiffusion:
         d = self.transform
         return smc.Weighted(*draw_start(key, d.denoiser, self.start, d.cond, self.shape))
 
-    def step(self, key: Key, x: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+    def step(
+        self, key: Key, particle: Array, inputs: tuple[Array, Array]
+    ) -> tuple[Array, Float[Array, ""]]:
         """Go from t to s by Euler-Maruyama; weigh by the rate at t."""
-        t, s = inputs
+        (t, s), x = inputs, particle
         process = self.transform.denoiser.process
         drift, rate = self.transform(x, t)
         scale = jnp.sqrt(self.transform.noise * process.dispersion_squared(t) * (t - s))

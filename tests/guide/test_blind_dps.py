@@ -45,6 +45,24 @@ def test_a_known_operator_is_plain_dps(x64, key):
     np.testing.assert_allclose(found["k"], 1.5, rtol=1e-12)
 
 
+def test_the_penalty_is_of_the_predicted_kernel(x64, key):
+    """One deterministic step written out: the norm and lambda |k| down to the noisy parts."""
+    j = pair(mixture(-1.0, 1.5), core.gaussian(jnp.array([1.5]), core.Diagonal(0.5)))
+    y, t, s = jnp.array([Y]), 0.8, 0.6
+    plain = sampler.ddim(PROCESS)
+    made = guide.blind_dps(plain, j, times, y, length=0.3, sparsity={"k": 0.2, "x": 0.0})
+    x = PROCESS.prior().sample(key, (1, 2))
+    plan = sampler.plan(PROCESS, [t, s])
+
+    def down(x):
+        k, image = j(x, t)
+        return jnp.abs(Y - k * image) + 0.2 * jnp.abs(k)
+
+    found = sampler.sample(key, made, j, plan, x).x[0]
+    wanted = sampler.sample(key, plain, j, plan, x).x[0] - 0.3 * jax.grad(down)(x[0])
+    np.testing.assert_allclose(found, wanted, rtol=1e-11)
+
+
 def on_a_grid(x_law, k_law):
     """Evidence and posterior means of (k, x), and standard deviation of x, for y = k x + noise."""
     line = jnp.linspace(-5.0, 6.0, 1201)

@@ -1,5 +1,7 @@
 """Compositional scores on a Gaussian model, where all is known."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +55,20 @@ def test_the_score_is_that_of_the_bridging_density(x64):
     x = jnp.array([-0.4])
     found = (PROCESS.alpha(t) * d(x, t) - x) / PROCESS.sigma(t) ** 2
     np.testing.assert_allclose(found, jax.grad(log_bridge)(x), rtol=1e-10)
+
+
+def test_a_move_is_langevins(x64, key):
+    """x + h score + sqrt(2 h) z at the level t, twice."""
+    d, t, s, h = guide.compositional(OfOne(), observations(3), PRIOR), 0.6, 0.5, 0.02
+    noise = core.Independent(key, 0, 0, (1,), jnp.float64)
+    stepper = guide.annealed_langevin(PROCESS, h, 2)
+    found, _ = stepper.step(d, noise, sampler.State(jnp.array([0.4])), t, s)
+    x = jnp.array([0.4])
+    for k in range(2):
+        fresh = dataclasses.replace(noise, key=jax.random.fold_in(key, k)).increment(t, s)
+        slope = (PROCESS.alpha(t) * d(x, t) - x) / PROCESS.sigma(t) ** 2
+        x = x + h * slope + jnp.sqrt(2 * h) * fresh
+    np.testing.assert_allclose(found.x, x, rtol=1e-11)
 
 
 def test_langevin_finds_the_posterior_and_reversal_does_not():

@@ -78,6 +78,18 @@ def test_weighted_particles_have_the_law_of_the_weighted_chain(name, noise, x64)
     assert np.all(np.abs(z) < 4), z
 
 
+def test_a_step_is_euler_maruyama(x64, key):
+    """Mean, fresh noise and weight of one step, from the drift and the rate."""
+    transform = guide.drift_transform(cases()["product"].denoiser(), noise=0.7)
+    model = guide.WeightedDiffusion(transform, PROCESS.t_max, (1,))
+    x, t, s = jnp.array([0.4]), jnp.asarray(0.9), jnp.asarray(0.8)
+    drift, rate = transform(x, t)
+    fresh = jax.random.normal(key, (1,)) * jnp.sqrt(0.7 * 2 * t * (t - s))
+    found, log_weight = model.step(key, x, (t, s))
+    np.testing.assert_allclose(found, x + (t - s) * drift + fresh, rtol=1e-12)
+    np.testing.assert_allclose(log_weight, (t - s) * rate, rtol=1e-12)
+
+
 def test_masses_converge_to_the_exact_ones(x64):
     """To the product's, and to others without the weights.
 
