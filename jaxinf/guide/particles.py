@@ -138,8 +138,8 @@ def particles(
     Args:
       key: a typed key.
       stepper: with a transition density: ``sampler.moment_matched`` (closest to the prior's law,
-        for examples of up to some hundred numbers), ``ancestral``, ``ddim(process, eta)``,
-        ``euler_maruyama``.
+        for some hundred numbers; where exponents sum above 1 its wide transitions may have no
+        finite integral), ``ancestral``, ``ddim(process, eta)``, ``euler_maruyama``.
       denoiser: ``guide.conditioned``, ``guide.product`` or any composition of them.
       plan: the times; they end above 0 but for ``moment_matched``, which draws x_0 itself.
       shape: an example's.
@@ -150,10 +150,9 @@ def particles(
       progress: whether a bar counts the steps.
 
     Returns:
-      :class:`smc.Run`: ``population.particles`` are the examples, [particles, *shape], with
-      ``log_weights``; ``log_evidence``, the log of the target's integral, with a standard error;
-      ``info.ess`` by step. Weights that are not finite count as 0 and in ``population.invalid``;
-      where all are lost, ``info.alive`` says from which step on. ``jax.vmap`` for several problems.
+      :class:`smc.Run`: ``population.particles``, [particles, *shape], weighted; ``log_evidence``,
+      the log of the target's integral, with a standard error. Weights that are not finite count as
+      0 and in ``population.invalid``; where all are lost, ``info.alive`` says since when.
 
     Raises:
       TypeError: for a stepper without a transition density.
@@ -166,15 +165,21 @@ def particles(
     """
     check_key(key)
     _check(stepper, denoiser, plan, cond, shape)
-    times = jnp.asarray(plan.times, float)
-    inputs = times[:-1], times[1:], jnp.arange(plan.steps) == plan.steps - 1
-    chain = ReverseChain(stepper, denoiser, times[0], cond, tuple(shape))
     run = smc.run(
-        key, chain, inputs, particles=particles, resample=resample, threshold=threshold,
-        progress=progress,
+        key, *_model(stepper, denoiser, plan, cond, shape), particles=particles,
+        resample=resample, threshold=threshold, progress=progress,
     )  # fmt: skip
     population = dataclasses.replace(run.population, particles=run.population.particles.x)
     return run._replace(population=population)
+
+
+def _model(
+    stepper: Any, denoiser: Denoiser, plan: Plan, cond: PyTree, shape: tuple[int, ...]
+) -> tuple[ReverseChain, tuple[Array, Array, Array]]:
+    """Return the chain and the inputs of its steps."""
+    times = jnp.asarray(plan.times, float)
+    inputs = times[:-1], times[1:], jnp.arange(plan.steps) == plan.steps - 1
+    return ReverseChain(stepper, denoiser, times[0], cond, tuple(shape)), inputs
 
 
 def _check(stepper: Any, denoiser: Any, plan: Plan, cond: PyTree, shape: tuple[int, ...]) -> None:

@@ -83,7 +83,7 @@ def test_guidance_is_that_of_the_score_room(x64):
 
 def test_the_covariance_is_tweedies(x64):
     """Of a composition as of one denoiser: (sigma^2 / alpha) times its derivative."""
-    d = guide.contrast(expert(0), expert(1), 1.5)
+    d = guide.product([expert(0), expert(1)], (1.5, 0.8))
     found = d.evaluate(point(), 0.4, None, True).guided
     mean, covariance = sampler.tweedie(PROCESS, lambda x: d(x, 0.4), point(), 0.4)
     np.testing.assert_allclose(found.mean, mean, rtol=1e-12)
