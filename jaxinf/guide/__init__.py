@@ -19,14 +19,23 @@ from jaxinf.guide.algebra import (
     product,
 )
 from jaxinf.guide.belief import Belief, ConjugateGradients, Dense, RowSums, Solve
+from jaxinf.guide.blind_dps import Parallel, blind_dps
+from jaxinf.guide.compositional import (
+    AnnealedLangevin,
+    Compositional,
+    annealed_langevin,
+    compositional,
+)
 from jaxinf.guide.conditioned import Conditioned, Method, View, conditioned
 from jaxinf.guide.convolved import convolved
 from jaxinf.guide.couplings import Coupling, Independent, Noised, Reversed, Walked, brownian_bridge
 from jaxinf.guide.decoupled_annealing import DecoupledInfo, decoupled
 from jaxinf.guide.doob import GuidedPath, LinearBridge, doob, guided_bridge, h_transform
+from jaxinf.guide.dps import DPS, dps
 from jaxinf.guide.drift_projection import DriftProjection, drift_projection
 from jaxinf.guide.evaluation import Clean, Evaluation, evaluate
 from jaxinf.guide.expectation_maximisation import EM, EMInfo, expectation_maximisation
+from jaxinf.guide.feynman_kac import DriftTransform, WeightedDiffusion, drift_transform, feynman_kac
 from jaxinf.guide.fk_steering import difference, maximum, steer, sum_
 from jaxinf.guide.gaussian_projection import GaussianProjection, gaussian_projection
 from jaxinf.guide.h_edit import h_edit, reward_gradient, score_difference
@@ -72,18 +81,22 @@ from jaxinf.guide.tmpd import tmpd
 from jaxinf.guide.views import Seen, views
 
 __all__ = [
+    "DPS",
     "EM",
     "AdversarialProjection",
+    "AnnealedLangevin",
     "Belief",
     "Bridges",
     "Budget",
     "Clean",
+    "Compositional",
     "Conditioned",
     "ConjugateGradients",
     "Coupling",
     "DecoupledInfo",
     "Dense",
     "DriftProjection",
+    "DriftTransform",
     "EMInfo",
     "Evaluation",
     "FreshProbes",
@@ -105,6 +118,7 @@ __all__ = [
     "Observed",
     "Operator",
     "Pairs",
+    "Parallel",
     "Particle",
     "Point",
     "Product",
@@ -123,12 +137,16 @@ __all__ = [
     "Tilt",
     "View",
     "Walked",
+    "WeightedDiffusion",
     "adversarial_projection",
     "anneal",
+    "annealed_langevin",
+    "blind_dps",
     "blur",
     "brownian_bridge",
     "budget",
     "clean",
+    "compositional",
     "conditioned",
     "contrast",
     "convolved",
@@ -136,10 +154,13 @@ __all__ = [
     "difference",
     "doob",
     "downsample",
+    "dps",
     "drawn",
     "drift_projection",
+    "drift_transform",
     "evaluate",
     "expectation_maximisation",
+    "feynman_kac",
     "fold",
     "fourier",
     "fresh_probes",

@@ -105,11 +105,13 @@ def check_processes(denoisers: tuple[Any, ...], exponents: tuple[Any, ...]) -> N
     with concretely():
         times = jnp.linspace(float(first.t_min), latest, 5)
         levels = [[(p.alpha(t), p.sigma(t)) for t in times] for p in processes]
-        apart = jnp.max(jnp.abs(jnp.asarray(levels) - jnp.asarray(levels[0])))
+        levels = jnp.asarray(levels)
+        apart = float(jnp.max(jnp.abs(levels - levels[:1])))
+        scale = 1 + float(jnp.max(levels))
         total, last = float(sum(exponents)), float(first.alpha(latest))
-    if float(apart) > 1e-5 * (1 + float(jnp.max(jnp.asarray(levels[0])))):
+    if apart > 1e-5 * scale:
         raise ValueError(
-            f"the experts' processes differ, by {float(apart):.3g} in alpha or sigma: at one time "
+            f"the experts' processes differ, by {apart:.3g} in alpha or sigma: at one time "
             "they must be as noisy as each other"
         )
     if abs(total - 1) > 1e-6 and last <= 1e-6:

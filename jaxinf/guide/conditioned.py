@@ -76,7 +76,7 @@ class Conditioned:
             return self.likelihood.tilt(belief._replace(mean=m)).gradient
 
         log_evidence, slope = self.likelihood.tilt(belief)
-        if covariance is not None:
+        if covariance is not None and getattr(self.likelihood, "narrows", True):
             # of N(m, V) tilted by exp(l(m)): V + V l''(m) V
             curve = jax.jacfwd(gradient)(belief.mean).reshape(x.size, x.size)
             covariance = covariance + self.scale * covariance @ curve @ covariance

@@ -23,6 +23,14 @@ class Interval:
     noise: Leaf
     function: Callable[[Any, Array], Array] = static()
 
+    @property
+    def narrows(self) -> bool:
+        """No: an event that cuts one tail leaves the other as wide as the belief's.
+
+        Proposals of the cut law's smaller variance would have weights of infinite variance there.
+        """
+        return False
+
     def log_prob(self, x: Array) -> Float[Array, ""]:
         """Return the log probability of the event given x; 0 or -inf without noise."""
         return jnp.sum(_between(self.function(self.params, x), self.low, self.high, self.noise))

@@ -25,6 +25,10 @@ class Linear:
         r = (self.y - self.operator(x)) / self.noise
         return -0.5 * jnp.sum(jnp.square(r)) - self._log_scale()
 
+    def residual(self, x: Array) -> Array:
+        """Return y - A x, 0 where nothing was seen."""
+        return jnp.where(jnp.isfinite(self.noise), self.y - self.operator(x), 0)
+
     def tilt(self, belief: Belief) -> Tilt:
         """Return log N(y; A m, noise^2 + A V A^T) and its gradient A^T (...)^-1 (y - A m)."""
         mean, covariance, solve = belief

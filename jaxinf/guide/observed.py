@@ -23,6 +23,10 @@ class Observed:
         """Return the law's log density or mass at y, summed."""
         return jnp.sum(self.law(self.params, x).log_prob(self.y))
 
+    def residual(self, x: Array) -> Array:
+        """Return y less the law's mean."""
+        return self.y - self.law(self.params, x).mean
+
     def tilt(self, belief: Belief) -> Tilt:
         """Return the tilt by the Gaussian that has the law's mean and variance, made linear at m.
 

@@ -209,7 +209,7 @@ def fourier(keep: Any) -> Operator:
     Args:
       keep: booleans of the shape of these two axes, known now; the first is the mean's frequency.
     """
-    return Operator(np.flatnonzero(np.asarray(keep)), _fourier)
+    return Operator(jnp.asarray(np.flatnonzero(np.asarray(keep))), _fourier)
 
 
 def _fourier(index: Array, x: Array) -> Array:

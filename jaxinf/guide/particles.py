@@ -50,15 +50,8 @@ class ReverseChain:
 
     def init(self, key: Key) -> smc.Weighted:
         """Draw x_T from the product of the experts' reference laws, with the twist there."""
-        process = self.denoiser.process
-        z = jax.random.normal(key, self.shape)
-        probe = evaluate(self.denoiser, jnp.zeros_like(z), self.start, self.cond, False)
-        total = sum(probe.exponents)
-        noise = process.noise_at(self.start).scaled(1 / jnp.sqrt(total))
-        x = noise.sqrt(z).astype(z.dtype)
+        x, reference = draw_start(key, self.denoiser, self.start, self.cond, self.shape)
         here = evaluate(self.denoiser, x, self.start, self.cond, self._full)
-        # the integral of the reference's density to the power of the exponents' sum
-        reference = total * log_prob(process.noise_at(self.start), x) - log_prob(noise, x)
         return smc.Weighted(Particle(x, here), reference + here.log_twist)
 
     def step(
@@ -106,6 +99,18 @@ class ReverseChain:
         return total + rest * log_prob(process.covariance.scaled(b), x - a * new)
 
 
+def draw_start(
+    key: Key, denoiser: Any, t: Scalar, cond: PyTree, shape: tuple[int, ...]
+) -> tuple[Array, Float[Array, ""]]:
+    """Draw from the product of the experts' reference laws; return it with the log integral."""
+    z = jax.random.normal(key, shape)
+    total = sum(evaluate(denoiser, jnp.zeros_like(z), t, cond, False).exponents)
+    reference = denoiser.process.noise_at(t)
+    noise = reference.scaled(1 / jnp.sqrt(total))
+    x = noise.sqrt(z).astype(z.dtype)
+    return x, total * log_prob(reference, x) - log_prob(noise, x)
+
+
 def particles(
     key: Key,
     stepper: Any,
@@ -132,8 +137,8 @@ def particles(
 
     Args:
       key: a typed key.
-      stepper: with a transition density: ``sampler.moment_matched`` (closest to the prior's law),
-        ``ancestral``, ``ddim(process, eta)``, ``euler_maruyama``.
+      stepper: with a transition density: ``sampler.moment_matched`` (closest to the prior's law;
+        too wide where exponents sum above 1), ``ancestral``, ``euler_maruyama``, ...
       denoiser: ``guide.conditioned``, ``guide.product`` or any composition of them.
       plan: the times; they end above 0 but for ``moment_matched``, which draws x_0 itself.
       shape: an example's.
@@ -157,15 +162,21 @@ def particles(
     """
     check_key(key)
     _check(stepper, denoiser, plan, cond, shape)
-    times = jnp.asarray(plan.times, float)
-    inputs = times[:-1], times[1:], jnp.arange(plan.steps) == plan.steps - 1
-    chain = ReverseChain(stepper, denoiser, times[0], cond, tuple(shape))
     run = smc.run(
-        key, chain, inputs, particles=particles, resample=resample, threshold=threshold,
-        progress=progress,
+        key, *_model(stepper, denoiser, plan, cond, shape), particles=particles,
+        resample=resample, threshold=threshold, progress=progress,
     )  # fmt: skip
     population = dataclasses.replace(run.population, particles=run.population.particles.x)
     return run._replace(population=population)
+
+
+def _model(
+    stepper: Any, denoiser: Denoiser, plan: Plan, cond: PyTree, shape: tuple[int, ...]
+) -> tuple[ReverseChain, tuple[Array, Array, Array]]:
+    """Return the chain and the inputs of its steps."""
+    times = jnp.asarray(plan.times, float)
+    inputs = times[:-1], times[1:], jnp.arange(plan.steps) == plan.steps - 1
+    return ReverseChain(stepper, denoiser, times[0], cond, tuple(shape)), inputs
 
 
 def _check(stepper: Any, denoiser: Any, plan: Plan, cond: PyTree, shape: tuple[int, ...]) -> None:
@@ -176,25 +187,31 @@ def _check(stepper: Any, denoiser: Any, plan: Plan, cond: PyTree, shape: tuple[i
             "proposal(denoise, state, t, s); take sampler.ancestral(process), "
             "sampler.moment_matched(process) or sampler.euler_maruyama(process)"
         )
+    check_start(denoiser, plan, cond, shape)
+    reaches_zero = is_concrete(plan) and float(plan.times[-1]) <= 0
+    if reaches_zero and not getattr(stepper, "uses_covariance", False):
+        raise ValueError(
+            f"{type(stepper).__name__}'s last step to time 0 has no density: end the plan at "
+            "process.t_min, as in sampler.uniform(process, 100, end=process.t_min), or take "
+            "sampler.moment_matched(process)"
+        )
+
+
+def check_start(denoiser: Denoiser, plan: Plan, cond: PyTree, shape: tuple[int, ...]) -> None:
+    """Raise unless a plan falls within the process and there is a density to start from."""
     if plan.rises:
         raise ValueError("weights are along plans that fall; leave sampler.restart out")
     process = denoiser.process
     if is_concrete((plan, process.t_max)):
-        first, last, latest = float(plan.times[0]), float(plan.times[-1]), float(process.t_max)
+        first, latest = float(plan.times[0]), float(process.t_max)
         if not first <= latest * (1 + 1e-6):
             raise ValueError(
                 f"the plan starts at t={first:.6g}, outside the process, whose times are 0 to "
                 f"{latest:.6g}; make both from the same process"
             )
-        if last <= 0 and not getattr(stepper, "uses_covariance", False):
-            raise ValueError(
-                f"{type(stepper).__name__}'s last step to time 0 has no density: end the plan at "
-                "process.t_min, as in sampler.uniform(process, 100, end=process.t_min), or take "
-                "sampler.moment_matched(process)"
-            )
     if math.prod(shape) == 0:
         raise ValueError(f"shape is an example's, without zeros, got {shape}")
-    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    x = jax.ShapeDtypeStruct(shape, jnp.result_type(float))
     if is_concrete(denoiser):
         exponents = _exponents(denoiser, x, float(process.t_min), cond)
         if exponents is not None and not exponents > 0:
