@@ -33,7 +33,7 @@ from jaxinf.guide.decoupled_annealing import DecoupledInfo, decoupled
 from jaxinf.guide.doob import GuidedPath, LinearBridge, doob, guided_bridge, h_transform
 from jaxinf.guide.dps import DPS, dps
 from jaxinf.guide.drift_projection import DriftProjection, drift_projection
-from jaxinf.guide.evaluation import Clean, Evaluation, evaluate
+from jaxinf.guide.evaluation import Evaluation, Guidance, Moments, evaluate
 from jaxinf.guide.expectation_maximisation import EM, EMInfo, expectation_maximisation
 from jaxinf.guide.feynman_kac import DriftTransform, WeightedDiffusion, drift_transform, feynman_kac
 from jaxinf.guide.fk_steering import difference, maximum, steer, sum_
@@ -88,7 +88,6 @@ __all__ = [
     "Belief",
     "Bridges",
     "Budget",
-    "Clean",
     "Compositional",
     "Conditioned",
     "ConjugateGradients",
@@ -103,6 +102,7 @@ __all__ = [
     "GaussianProjection",
     "GaussianSchrodinger",
     "Given",
+    "Guidance",
     "GuidedPath",
     "Independent",
     "Intermediate",
@@ -114,6 +114,7 @@ __all__ = [
     "LinearBridge",
     "Method",
     "MomentMatching",
+    "Moments",
     "Noised",
     "Observed",
     "Operator",

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinf.core import Leaf, PyTree, Scalar, concretely, is_concrete, record
-from jaxinf.guide.conditioned import log_final
-from jaxinf.guide.evaluation import Clean, Evaluation, evaluate, spread
+from jaxinf.guide.evaluation import Evaluation, Moments, evaluate, log_final, spread
 from jaxinf.score import Denoiser
 
 
@@ -44,7 +43,7 @@ class Product:
             covariance = sum(a * p.guided.covariance for a, p in pairs)
             covariance = covariance + flat.reshape(x.size, x.size)
         return Evaluation(
-            Clean(mean.astype(x.dtype), covariance),
+            Moments(mean.astype(x.dtype), covariance),
             tuple(e for _, p in pairs for e in p.experts),
             tuple(a * b for a, p in pairs for b in p.exponents),
             sum((a * p.log_twist for a, p in pairs), jnp.zeros((), x.dtype)),

@@ -4,12 +4,11 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinf.core import Leaf, PyTree, Scalar, record
 from jaxinf.guide.belief import Apply, Belief
-from jaxinf.guide.evaluation import Clean, Evaluation, applied, evaluate, spread
+from jaxinf.guide.evaluation import Evaluation, Moments, applied, evaluate, log_final, spread
 from jaxinf.guide.likelihood import Likelihood
 from jaxinf.score import Denoiser
 
@@ -83,16 +82,11 @@ class Conditioned:
             covariance = (covariance + covariance.T) / 2
         moved = (mean + self.scale * pull(slope)).astype(mean.dtype)
         twist = inner.log_twist + log_evidence.astype(inner.log_twist.dtype)
-        return inner._replace(guided=Clean(moved, covariance), log_twist=twist)
+        return inner._replace(guided=Moments(moved, covariance), log_twist=twist)
 
     def log_final(self, x: Array) -> Float[Array, ""]:
         """Return the exact log likelihood at a clean example, and those of what is wrapped."""
         return self.likelihood.log_prob(x) + log_final(self.denoiser, x)
-
-
-def log_final(denoiser: Any, x: Array) -> Array:
-    """Return the log of what the target at time 0 has beside powers of the experts' densities."""
-    return denoiser.log_final(x) if hasattr(denoiser, "log_final") else jnp.zeros((), x.dtype)
 
 
 def conditioned(

@@ -1,6 +1,6 @@
 """What a guided denoiser is at one noisy example: what proposes, what is the target, the twist."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -9,7 +9,7 @@ from jaxinf.core import PyTree, Scalar, divide
 from jaxinf.sampler import tweedie
 
 
-class Clean(NamedTuple):
+class Moments(NamedTuple):
     """A mean of the clean example, and its covariance [n, n] where a sampler asks for it."""
 
     mean: Array
@@ -23,11 +23,24 @@ class Evaluation(NamedTuple):
     transitions follow from the experts.
     """
 
-    guided: Clean
+    guided: Moments
     """What the sampler's step is made with."""
-    experts: tuple[Clean, ...]
+    experts: tuple[Moments, ...]
     exponents: tuple[Any, ...]
     log_twist: Float[Array, ""]
+
+
+@runtime_checkable
+class Guidance(Protocol):
+    """A denoiser that was made of others, and what its target is made of."""
+
+    def evaluate(self, x: Array, t: Scalar, cond: PyTree, full: bool) -> Evaluation:
+        """Return what it is at (x, t); see :func:`evaluate`."""
+        ...
+
+    def log_final(self, x: Array) -> Float[Array, ""]:
+        """Return the log of what its target at time 0 has beside powers of experts' densities."""
+        ...
 
 
 def evaluate(denoiser: Any, x: Array, t: Scalar, cond: PyTree, full: bool) -> Evaluation:
@@ -40,12 +53,12 @@ def evaluate(denoiser: Any, x: Array, t: Scalar, cond: PyTree, full: bool) -> Ev
       cond: its condition.
       full: whether covariances are asked for, at a derivative for each number of the example.
     """
-    if hasattr(denoiser, "evaluate"):
+    if isinstance(denoiser, Guidance):
         return denoiser.evaluate(x, t, cond, full)
     if full:
-        clean = Clean(*tweedie(denoiser.process, lambda x: denoiser(x, t, cond), x, t))
+        clean = Moments(*tweedie(denoiser.process, lambda x: denoiser(x, t, cond), x, t))
     else:
-        clean = Clean(denoiser(x, t, cond), None)
+        clean = Moments(denoiser(x, t, cond), None)
     return Evaluation(clean, (clean,), (1.0,), jnp.zeros((), x.dtype))
 
 
@@ -61,3 +74,8 @@ def spread(process: Any, t: Scalar, v: Array) -> Array:
 def applied(matrix: Array, v: Array) -> Array:
     """Return a matrix over an example's numbers times an example."""
     return (matrix @ v.reshape(-1)).reshape(v.shape)
+
+
+def log_final(denoiser: Any, x: Array) -> Float[Array, ""]:
+    """Return the log of what the target at time 0 has beside powers of the experts' densities."""
+    return denoiser.log_final(x) if isinstance(denoiser, Guidance) else jnp.zeros((), x.dtype)

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxinf.core import Diagonal, Leaf, Scalar, record, static
 from jaxinf.guide.algebra import check_processes
+from jaxinf.guide.evaluation import Guidance
 from jaxinf.target.layout import Layout, layout
 
 
@@ -69,7 +70,7 @@ def joint(denoisers: PyTree, like: PyTree) -> Joint:
             f"{structure}"
         )
     for part in parts:
-        if hasattr(part, "evaluate"):
+        if isinstance(part, Guidance):
             raise TypeError(
                 f"a part is {type(part).__name__}, whose weights would be lost: make the joint of "
                 "the plain denoisers, and condition or compose that"

@@ -10,8 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxinf import smc
 from jaxinf.core import Key, Leaf, PyTree, Scalar, check_key, is_concrete, log_prob, record, static
-from jaxinf.guide.conditioned import log_final
-from jaxinf.guide.evaluation import Clean, Evaluation, evaluate
+from jaxinf.guide.evaluation import Evaluation, Moments, evaluate, log_final
 from jaxinf.sampler import Plan, State
 from jaxinf.score import Denoiser
 
@@ -27,7 +26,7 @@ class Particle(NamedTuple):
 class Known:
     """A denoiser at a point where it has been evaluated."""
 
-    clean: Clean
+    clean: Moments
 
     def __call__(self, x: Array, t: Scalar) -> Array:
         """Return the mean."""
@@ -81,7 +80,7 @@ class ReverseChain:
     def _full(self) -> bool:
         return getattr(self.stepper, "uses_covariance", False)
 
-    def _law(self, clean: Clean, x: Array, t: Scalar, s: Scalar) -> Any:
+    def _law(self, clean: Moments, x: Array, t: Scalar, s: Scalar) -> Any:
         return self.stepper.proposal(Known(clean), State(x), t, s)
 
     def _log_transition(

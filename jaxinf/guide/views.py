@@ -9,8 +9,7 @@ from jaxtyping import Array
 
 from jaxinf.core import Leaf, PyTree, Scalar, concretely, record, static
 from jaxinf.guide.algebra import Product, geometric_mean
-from jaxinf.guide.conditioned import log_final
-from jaxinf.guide.evaluation import Clean, Evaluation, evaluate
+from jaxinf.guide.evaluation import Evaluation, Moments, evaluate, log_final
 from jaxinf.score import Denoiser
 
 
@@ -34,11 +33,11 @@ class Seen:
         """Return the wrapped denoiser's evaluation at the view, seen back."""
         there = evaluate(self.denoiser, self.view(x), t, cond, full)
 
-        def back(clean: Clean) -> Clean:
+        def back(clean: Moments) -> Moments:
             if clean.covariance is None:
-                return Clean(self._back(clean.mean), None)
+                return Moments(self._back(clean.mean), None)
             rows = jax.vmap(lambda row: self._back(row.reshape(x.shape)).reshape(-1))
-            return Clean(self._back(clean.mean), rows(rows(clean.covariance).T))
+            return Moments(self._back(clean.mean), rows(rows(clean.covariance).T))
 
         return there._replace(
             guided=back(there.guided), experts=tuple(back(e) for e in there.experts)
