@@ -61,8 +61,8 @@ def compositional(denoiser: Denoiser, observations: PyTree, prior: Any) -> Compo
       ValueError: where alpha(t_max) is 0.
 
     Reference:
-      Compositional Score Modeling for Simulation-based Inference, Geffner et al., 2023, equations
-      6 and 7 and section 3.
+      Compositional Score Modeling for Simulation-based Inference, Geffner et al., 2023, section
+      3.
     """
     if not hasattr(prior, "log_prob"):
         raise TypeError(f"the prior must have log_prob(theta), got {type(prior).__name__}")
@@ -135,7 +135,7 @@ def annealed_langevin(process: Gaussian, size: Scalar, repeats: int = 10) -> Ann
     Reference:
       Generative Modeling by Estimating Gradients of the Data Distribution, Song and Ermon, 2019,
       algorithm 1, with steps of one length; Compositional Score Modeling for Simulation-based
-      Inference, Geffner et al., 2023, algorithm 1.
+      Inference, Geffner et al., 2023, section 3.
     """
     if is_concrete(size) and not float(size) > 0:
         raise ValueError(f"size must be positive, got {size}; a tenth of the variance, say")

@@ -90,7 +90,7 @@ def dps(stepper: AnyStepper, likelihood: Any, *, length: Scalar = 1.0, weights: 
 
     Reference:
       Diffusion Posterior Sampling for General Noisy Inverse Problems, Chung et al., 2023,
-      algorithm 1 and equations 15 to 19.
+      algorithm 1 and equation 16.
 
     Example:
       ``sampler.sample(key, guide.dps(sampler.ancestral(p), likelihood), model, plan, x_T)``
