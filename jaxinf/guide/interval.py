@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float, PyTree
 
@@ -100,12 +101,12 @@ def interval(
       User-defined Event Sampling and Uncertainty Quantification in Diffusion Models for Physical
       Dynamical Systems, Finzi et al., 2023.
     """
-    if is_concrete((low, high)) and not bool(jnp.all(jnp.asarray(low) < jnp.asarray(high))):
+    if is_concrete((low, high)) and not np.all(np.asarray(low) < np.asarray(high)):
         raise ValueError(
             f"an interval must have low < high, got low={low} and high={high}; an equality is "
             "guide.observed with a narrow law"
         )
-    if is_concrete(noise) and not bool(jnp.all(jnp.asarray(noise) >= 0)):
+    if is_concrete(noise) and not np.all(np.asarray(noise) >= 0):
         raise ValueError(f"noise must not be negative, got {noise}; 0 is an exact event")
     low, high, noise = (jnp.asarray(value, float) for value in (low, high, noise))
     return Interval(params, low, high, noise, function)

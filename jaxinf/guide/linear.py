@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxinf.core import Leaf, is_concrete, record
@@ -72,7 +73,7 @@ def linear(operator: Operator, y: Any, noise: Any) -> Linear:
     Raises:
       ValueError: for a noise that is not positive: exact observations have no density.
     """
-    if is_concrete(noise) and not bool(jnp.all(jnp.asarray(noise) > 0)):
+    if is_concrete(noise) and not np.all(np.asarray(noise) > 0):
         raise ValueError(
             f"noise is a standard deviation and must be positive, got {noise}; an exact "
             "observation is a small one, 1e-2 of the data's scale say"

@@ -239,3 +239,17 @@ def test_other_numbers_compile_nothing(key):
         likelihood = guide.linear(guide.projection(matrix), jnp.array([y]), noise)
         d = guide.conditioned(plain, likelihood, guide.mmps(), scale=jnp.float32(scale))
         assert bool(jnp.isfinite(draw(d)))
+
+
+def test_known_numbers_are_checked_while_a_program_is_traced():
+    """What is concrete is looked at under jit as outside of it."""
+
+    @jax.jit
+    def log_prob(y):
+        seen = guide.linear(guide.select([0]), y[None], 0.7)
+        within = guide.interval(lambda _, x: x, -1.0, 1.0)
+        return seen.log_prob(jnp.zeros(1)), within.log_prob(jnp.zeros(1))
+
+    assert bool(jnp.isfinite(jnp.stack(jax.tree.leaves(log_prob(jnp.float32(0.3))))).all())
+    with pytest.raises(ValueError, match="must be positive"):
+        jax.jit(lambda y: guide.linear(guide.select([0]), y, 0.0).y)(jnp.zeros(1))
