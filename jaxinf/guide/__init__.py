@@ -21,6 +21,7 @@ from jaxinf.guide.belief import Belief, ConjugateGradients, Dense, RowSums, Solv
 from jaxinf.guide.conditioned import Conditioned, Method, View, conditioned
 from jaxinf.guide.convolved import convolved
 from jaxinf.guide.evaluation import Clean, Evaluation, evaluate
+from jaxinf.guide.gibbs import GibbsRun, gibbs
 from jaxinf.guide.interval import Interval, interval
 from jaxinf.guide.joint import Joint, joint
 from jaxinf.guide.likelihood import Likelihood, Tilt
@@ -51,6 +52,7 @@ __all__ = [
     "ConjugateGradients",
     "Dense",
     "Evaluation",
+    "GibbsRun",
     "Given",
     "Interval",
     "Isotropic",
@@ -80,6 +82,7 @@ __all__ = [
     "fourier",
     "gaussian_kernel",
     "geometric_mean",
+    "gibbs",
     "given",
     "interpolate",
     "interval",
