@@ -89,16 +89,17 @@ def weighted(
 
 @partial(jax.jit, static_argnames=("sweeps", "moves", "particles"))
 def block(
-    key: Any, model: Any, plan: Any, y: jax.Array, x: jax.Array, z: jax.Array, sweeps: int,
-    moves: int, particles: int,
+    key: Any, model: Any, plan: Any, y: jax.Array, z: jax.Array, sweeps: int, moves: int,
+    particles: int,
 ) -> guide.GibbsRun:  # fmt: skip
-    """Go on with a chain of every problem; its steps are adapted to the image that it has."""
+    """Go on with a chain of every problem; its steps are adapted to an image drawn first."""
 
-    def one(key: Any, y: jax.Array, x: jax.Array, z: jax.Array) -> guide.GibbsRun:
-        keys = jax.random.split(key)
+    def one(key: Any, y: jax.Array, z: jax.Array) -> guide.GibbsRun:
+        keys = jax.random.split(key, 3)
         draw = Partial(guided, model, plan, y)
         if particles:
             draw = Partial(partial(weighted, particles), model, plan, y)
+        x = draw(keys[2], parameters(y, y).constrain(z))
         adapted = mcmc.sample(
             keys[0], mcmc.hmc(3), parameters(y, x), chains=2, warmup=100, draws=0,
             start=jnp.stack([z, z]),
@@ -107,7 +108,7 @@ def block(
             keys[1], draw, Partial(parameters, y), adapted.kernel, x, z, sweeps=sweeps, moves=moves
         )
 
-    return jax.vmap(one)(jax.random.split(key, len(y)), y, x, z)
+    return jax.vmap(one)(jax.random.split(key, len(y)), y, z)
 
 
 def build(config: Config) -> Study:
@@ -126,15 +127,13 @@ def build(config: Config) -> Study:
         y = blurred(values["width"], x) + noise
         end = 0.02 if config.particles else 0.0
         plan = sampler.uniform(model.process, config.sampler_steps, end=end)
-        runs, now = [], y
+        runs = []
         for i in progress(config.blocks, "sweeps"):
             length = config.sweeps // config.blocks
-            found = block(
-                jax.random.fold_in(keys[3], i), model, plan, y, now, z, length, config.moves,
-                config.particles,
-            )  # fmt: skip
+            now = jax.random.fold_in(keys[3], i)
+            found = block(now, model, plan, y, z, length, config.moves, config.particles)
             runs.append(jax.tree.map(np.asarray, found))
-            now, z = found.x[:, -1], found.z[:, -1]
+            z = found.z[:, -1]
         chains = jax.tree.map(lambda *a: np.concatenate(a, axis=1), *runs)
         drawn = jax.vmap(jax.vmap(like.constrain))(chains.z)
         return {

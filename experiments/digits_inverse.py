@@ -229,7 +229,7 @@ def one(key: Any, scene: Scene, problem: Problem, config: Config, name: str) -> 
 
     likelihoods = observe(scene.x)
     found: dict[str, Any] = {"truth": scene.x, "observed": likelihoods.y[:, :size]}
-    jobs = [(n, m, stepper) for n, m in scene.methods.items()]
+    jobs: list[tuple[str, Any, Any]] = [(n, m, stepper) for n, m in scene.methods.items()]
     jobs.append(("mmps, ddim", scene.methods["mmps"], sampler.ddim(scene.model.process)))
     for method, made, by in progress(jobs, name):
         draws = sample(keys[1], by, scene, likelihoods, made, config.draws)

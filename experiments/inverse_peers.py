@@ -112,13 +112,12 @@ def peers(
     def dps(y: Tensor) -> Any:
         return DPSSampler(wrapped, y, forward, **common)
 
-    made = {"MMPS, 1": mmps(1), "MMPS, 3": mmps(3), "TMPD": tmpd, "PGDM": pgdm}
-    found = {
-        f"azula {name}": lambda seed, y, shape, make=make: run(seed, make, y, shape)
-        for name, make in made.items()
-    }
-
     def one_by_one(seed: int, y: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         return np.concatenate([run(seed + i, dps, y[i : i + 1], shape) for i in range(len(y))])
 
+    def whole(make: Any) -> Callable[[int, np.ndarray, tuple[int, ...]], np.ndarray]:
+        return lambda seed, y, shape: run(seed, make, y, shape)
+
+    made = {"MMPS, 1": mmps(1), "MMPS, 3": mmps(3), "TMPD": tmpd, "PGDM": pgdm}
+    found = {f"azula {name}": whole(make) for name, make in made.items()}
     return found | {"azula DPS": one_by_one}
