@@ -79,11 +79,16 @@ class Calibration(NamedTuple):
     calibrated_bound_in_bits: jax.Array
 
 
+def network(config: Config) -> nets.Network:
+    """The U-Net."""
+    return nets.unet(channels=config.channels, classes=CLASSES)
+
+
 def build(config: Config) -> Experiment:
     digits = data.digits()
     train, test = digits.train, digits.test
     vp = process.gaussian(process.cosine())
-    net = nets.unet(channels=config.channels, classes=CLASSES)
+    net = network(config)
     loss = score.denoising(vp, net.apply, target=score.v, drop=config.drop, null=CLASSES)
     rate = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, min(100, config.steps // 2), config.steps

@@ -60,13 +60,18 @@ class Likelihood(NamedTuple):
     standard_error: jax.Array
 
 
+def network(config: Config) -> nets.Network:
+    """The U-Net."""
+    return nets.unet(channels=config.channels, multipliers=(1, 2, 2))
+
+
 def build(config: Config) -> Experiment:
     photographs = data.photographs()
     test = data.tiles(photographs.test)
     train = data.patches(photographs.train, 1, 0, np.arange(config.samples))
     edm = process.gaussian(process.edm())
     target = score.preconditioned(config.data_scale)
-    net = nets.unet(channels=config.channels, multipliers=(1, 2, 2))
+    net = network(config)
     loss = score.denoising(edm, net.apply, target=target, times=score.log_normal())
     rate = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, min(100, config.steps // 2), config.steps

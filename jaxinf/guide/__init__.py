@@ -33,11 +33,12 @@ from jaxinf.guide.decoupled_annealing import DecoupledInfo, decoupled
 from jaxinf.guide.doob import GuidedPath, LinearBridge, doob, guided_bridge, h_transform
 from jaxinf.guide.dps import DPS, dps
 from jaxinf.guide.drift_projection import DriftProjection, drift_projection
-from jaxinf.guide.evaluation import Evaluation, Guidance, Moments, evaluate
+from jaxinf.guide.evaluation import Clean, Evaluation, Guidance, Moments, evaluate
 from jaxinf.guide.expectation_maximisation import EM, EMInfo, expectation_maximisation
 from jaxinf.guide.feynman_kac import DriftTransform, WeightedDiffusion, drift_transform, feynman_kac
 from jaxinf.guide.fk_steering import difference, maximum, steer, sum_
 from jaxinf.guide.gaussian_projection import GaussianProjection, gaussian_projection
+from jaxinf.guide.gibbs import GibbsRun, gibbs
 from jaxinf.guide.h_edit import h_edit, reward_gradient, score_difference
 from jaxinf.guide.intermediate import Intermediate, clean, drawn, likeliest
 from jaxinf.guide.interval import Interval, interval
@@ -88,6 +89,7 @@ __all__ = [
     "Belief",
     "Bridges",
     "Budget",
+    "Clean",
     "Compositional",
     "Conditioned",
     "ConjugateGradients",
@@ -101,6 +103,7 @@ __all__ = [
     "FreshProbes",
     "GaussianProjection",
     "GaussianSchrodinger",
+    "GibbsRun",
     "Given",
     "Guidance",
     "GuidedPath",
@@ -169,6 +172,7 @@ __all__ = [
     "gaussian_projection",
     "gaussian_schrodinger",
     "geometric_mean",
+    "gibbs",
     "given",
     "guided_bridge",
     "h_edit",
