@@ -33,7 +33,7 @@ from jaxinf.guide.decoupled_annealing import DecoupledInfo, decoupled
 from jaxinf.guide.doob import GuidedPath, LinearBridge, doob, guided_bridge, h_transform
 from jaxinf.guide.dps import DPS, dps
 from jaxinf.guide.drift_projection import DriftProjection, drift_projection
-from jaxinf.guide.evaluation import Clean, Evaluation, Guidance, Moments, evaluate
+from jaxinf.guide.evaluation import Evaluation, Guidance, Moments, evaluate
 from jaxinf.guide.expectation_maximisation import EM, EMInfo, expectation_maximisation
 from jaxinf.guide.feynman_kac import DriftTransform, WeightedDiffusion, drift_transform, feynman_kac
 from jaxinf.guide.fk_steering import difference, maximum, steer, sum_
@@ -89,7 +89,6 @@ __all__ = [
     "Belief",
     "Bridges",
     "Budget",
-    "Clean",
     "Compositional",
     "Conditioned",
     "ConjugateGradients",
