@@ -13,7 +13,11 @@ Expected (median sliced Wasserstein distance of 1,000 samples after 100 steps, f
 4.78, 5.47, 3.42 (4.78, 6.84, 11.2); PiGDM 3.07, 1.92, 1.06 (6.80, 6.08, 2.66); DPS 2.99, 3.03, 1.65
 (4.49, 3.11, 1.81). Median errors of the log evidence: weighted 0.069, 0.088, 0.071, whole 0.024,
 0.020, 0.013; the largest of the latter, 1.08, where the observation's noise is a twentieth of the
-plan's last.
+plan's last. 80 numbers, three problems, which is few: exact draws 0.75, 0.26, 0.08; weighted 1.26,
+0.28, 0.11, log evidence 0.054, 0.029, 0.162; MMPS 2.77, 2.34, 0.67 (2.45, 2.32, 0.65); PiGDM 4.06,
+2.45, 4.82 (12.7, 12.6, 8.61); TDS (3.70, 0.71, 1.59); whole covariances in one problem each 0.93,
+1.62, 0.32, log evidence 0.026, 0.834, 0.008, 130 s. Coverage of regions of 90 % with one of 8
+numbers seen, 500 pairs: weighted 86.2 % with error 1.5 %, MMPS 94.2 %.
 """
 
 import time
@@ -213,7 +217,7 @@ def levels_of_truth(key: Any, config: Config) -> dict[str, Any]:
     """
     dim, observed = min(config.dims), min(config.observed)
     chain = Chain(noise_levels(dim, config.steps), dim, config.particles)
-    found: dict[str, list[float]] = {name: [] for name in ("weighted", "MMPS")}
+    found: dict[str, list[float]] = {name: [] for name in ("weighted", "weighted, whole", "MMPS")}
     for i in progress(range(config.pairs), "pairs"):
         p = problem(dim, observed, 10_000 + i)
         key_one = jax.random.fold_in(key, 10_000 + i)
@@ -273,7 +277,7 @@ def notes(arrays: dict[str, Any]) -> str:
         lines.append(f"| {method} | {' | '.join(cells)} |")
     for name, values in arrays.get("levels", {}).items():
         inside = 100 * np.mean(np.asarray(values) <= 0.9)
-        error = 100 * np.sqrt(0.09 / len(values))
+        error = np.sqrt(inside * (100 - inside) / len(values))
         lines += ["", f"{name}: {inside:.1f} % of {len(values)} truths in regions of 90 % "
                   f"(standard error {error:.1f} %)."]  # fmt: skip
     return "\n".join(lines)
