@@ -4,6 +4,12 @@ Image, width and noise are sampled in turn (``guide.gibbs``): the image by the d
 model guided by moment matching, or by weighted particles; the two parameters by Hamiltonian Monte
 Carlo on a NumPyro model. The problems are simulated from the prior on held-out digits, so 90 %
 intervals must hold the true parameters in 90 % of them.
+Command: ``jaxinf run experiments/blind_deblurring.py``
+Hardware: 2 CPU cores; 12 minutes on cores that ten others shared, without training.
+Expected, one seed, 40 problems, 30 of 40 sweeps kept: intervals hold the width in 75 %, the noise
+in 82 % (standard error 5 %); their logarithms are off by -0.04 (0.02) and -0.06 (0.03) on average.
+So they are too narrow, as are the guided draws of the image that they rest on
+(digits_inverse.py); in one problem the noise is found at a sixth of its value.
 """
 
 from dataclasses import dataclass
@@ -35,7 +41,7 @@ class Config:
     """Folder of its training state instead, ``runs/digits_diffusion/.../state`` with --drop 1."""
     problems: int = 40
     """Held-out digits, each with a width and a noise of its own."""
-    sweeps: int = 50
+    sweeps: int = 40
     """Images drawn of each problem, and as many times their parameters are moved."""
     burn_in: int = 10
     """Sweeps that are left out."""
@@ -45,7 +51,7 @@ class Config:
     """Of an image's draw."""
     particles: int = 0
     """An image's draw is one of so many by its weight; 0 for a draw of the guided sampler."""
-    blocks: int = 10
+    blocks: int = 4
     """Parts of the sweeps, between which a bar moves."""
 
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-ROWS = 3
+SHOWN = 0, 3, 4
+"""Images of which pictures are drawn."""
 
 
 def picture(axis: Any, image: Any, **options: Any) -> None:
@@ -59,7 +60,7 @@ def draw(arrays: dict[str, Any]) -> dict[str, Any]:
 
     figures = {"methods": summary(arrays)}
     for title, found in arrays.items():
-        rows = [panels(found, i) for i in range(min(ROWS, len(found["truth"])))]
+        rows = [panels(found, i) for i in SHOWN if i < len(found["truth"])]
         figure = Figure(figsize=(1.05 * len(rows[0]), 1.15 * len(rows) + 0.3), layout="constrained")
         axes = figure.subplots(len(rows), len(rows[0]), squeeze=False)
         for i, shown in enumerate(rows):
@@ -76,7 +77,7 @@ def summary(arrays: dict[str, Any]) -> Any:
     """A row a method: its PSNR, and how many pixels its intervals cover, with standard errors."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * len(arrays), 7), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(arrays), 7), layout="constrained")
     axes = figure.subplots(2, len(arrays), squeeze=False)
     for column, (title, found) in enumerate(arrays.items()):
         results = {n: f for n, f in found.items() if hasattr(f, "psnr")}
@@ -86,7 +87,8 @@ def summary(arrays: dict[str, Any]) -> Any:
             value, error = moments(one.psnr_few)
             upper.errorbar(value, place, xerr=error, fmt="o", color="C0")
         upper.set(title=title, xlabel="PSNR of the mean of five draws (dB)")
-        upper.set_yticks(range(len(compared)), list(compared) if column == 0 else [])
+        upper.set_yticks(range(len(compared)), list(compared))
+        upper.set_xlim(max(10, upper.get_xlim()[0]), None)  # some methods fail
         upper.invert_yaxis()
         covered = {n: f for n, f in results.items() if np.isfinite(f.seen).all()}
         lower.axvspan(0.87, 0.93, color="0.9")
@@ -99,7 +101,7 @@ def summary(arrays: dict[str, Any]) -> Any:
                         value, place + shift, xerr=error, fmt="o", color=color, label=label
                     )
         lower.set(xlabel="share of pixels in their 90 % interval", xlim=(None, 1))
-        lower.set_yticks(range(len(covered)), list(covered) if column == 0 else [])
+        lower.set_yticks(range(len(covered)), list(covered))
         lower.invert_yaxis()
         lower.legend()
     return figure
@@ -115,7 +117,8 @@ def notes(arrays: dict[str, Any]) -> str:
     """A line a method and problem."""
     lines = [
         "Means over images, standard errors in brackets. PSNR in decibels, of the mean of all "
-        "draws and of five; the share of observed and of hidden pixels within their 90 % interval.",
+        "draws and of five; the share of observed and of hidden pixels within their 90 % interval. "
+        "Weighted rows are of fewer images.",
         "",
         "| problem | method | PSNR | of five | observed | hidden |",
         "|-|-|-|-|-|-|",
