@@ -29,8 +29,9 @@ def mmps(iterations: int | None = None) -> MomentMatching:
     with J the denoiser's derivative; exact for a Gaussian prior and a linear observation.
 
     Args:
-      iterations: of conjugate gradients, each a product with J^T; the paper's take 1 to 5. None
-        solves in full, with as many products as the observation has numbers.
+      iterations: of conjugate gradients, each a product with J^T; the paper's take 1 to 5. A
+        trained network's J is not symmetric, and on it more than one may diverge. None solves in
+        full, with as many products as the observation has numbers.
 
     Returns:
       The method. With conjugate gradients the twist takes its determinant from row sums.
