@@ -8,11 +8,9 @@ The model of clean images takes as many training steps in all. Distances are sli
 the test digits, over that of the training digits to them.
 Command: ``jaxinf run experiments/masked_em.py``.
 Hardware: 2 CPU cores, 15 minutes beside other work.
-Expected, one seed, distance ratio and its share of the clean model's 1.38: the Gaussian 2.48
-(1.80), trained on its posterior draws alone 2.38 (1.72), after rounds 1 to 5 of EM 2.36, 2.11,
-2.02, 2.03, 2.08 (1.71, 1.53, 1.47, 1.47, 1.51); error of the draws 0.343 to 0.268. With three
-iterations of conjugate gradients (``--rounds 8 --steps 250 --posterior_steps 30 --iterations 3``)
-draws diverge, since a network's Jacobian is not symmetric: 2.53 (1.91).
+Expected, one seed, distance ratio over the clean model's 1.38: the Gaussian 1.80, trained on its
+posterior draws alone 1.72, after rounds 1 to 5 of EM 1.71, 1.53, 1.47, 1.47, 1.51. With three
+iterations of conjugate gradients draws diverge: a network's Jacobian is not symmetric.
 """
 
 from dataclasses import dataclass
