@@ -6,8 +6,7 @@ draws by moment matching with conjugate gradients (MMPS) and of refitting the ne
 Data: scikit-learn's digits, y = m (x + n) with masks m of independent pixels and n ~ N(0, noise^2).
 The model of clean images takes as many training steps in all. Distances are sliced Wasserstein to
 the test digits, over that of the training digits to them.
-Command: ``jaxinf run experiments/masked_em.py``.
-Hardware: 2 CPU cores, 15 minutes beside other work.
+Command: ``jaxinf run experiments/masked_em.py``; 15 minutes on 2 CPU cores beside other work.
 Expected, one seed, distance ratio over the clean model's 1.38: the Gaussian 1.80, trained on its
 posterior draws alone 1.72, after rounds 1 to 5 of EM 1.71, 1.53, 1.47, 1.47, 1.51. With three
 iterations of conjugate gradients draws diverge: a network's Jacobian is not symmetric.
