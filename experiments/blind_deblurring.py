@@ -71,7 +71,8 @@ def parameters(y: jax.Array, x: jax.Array) -> target.Target:
 def posterior(model: Any, y: jax.Array, values: Any) -> guide.Conditioned:
     """Return the image's denoiser given the parameters."""
     blur = guide.blur(guide.gaussian_kernel(values["width"], SIZE))
-    return guide.conditioned(model, guide.linear(blur, y, values["noise"]), guide.mmps(3))
+    solve = guide.mmps(3, solve=guide.ConjugateGradients)
+    return guide.conditioned(model, guide.linear(blur, y, values["noise"]), solve)
 
 
 def guided(model: Any, plan: sampler.Plan, y: jax.Array, key: Any, values: Any) -> jax.Array:

@@ -111,7 +111,7 @@ class Found(NamedTuple):
 def methods(scale: float) -> dict[str, Any]:
     """Return the methods; ``scale`` is the data's standard deviation."""
     return {
-        "mmps": guide.mmps(3),
+        "mmps": guide.mmps(3, solve=guide.ConjugateGradients),
         "tmpd": guide.tmpd(),
         "pigdm": guide.pigdm(scale, 8),
         "point": guide.point(),

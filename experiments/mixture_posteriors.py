@@ -65,7 +65,7 @@ class Method(NamedTuple):
 
 OURS = {
     "MMPS": Method(guide.mmps()),
-    "MMPS, 1 step": Method(guide.mmps(1)),
+    "MMPS, 1 step": Method(guide.mmps(1, solve=guide.ConjugateGradients)),
     "TMPD": Method(guide.tmpd()),
     "PiGDM": Method(guide.pigdm(2.0)),
     "DPS": Method(guide.point(), lambda p: 0.3 * (p.noise / np.linalg.norm(p.matrix, 2)) ** 2),

@@ -18,7 +18,7 @@ from jaxinf.guide.algebra import (
     interpolate,
     product,
 )
-from jaxinf.guide.belief import Belief, ConjugateGradients, Dense, RowSums, Solve
+from jaxinf.guide.belief import GMRES, Belief, ConjugateGradients, Dense, RowSums, Solve
 from jaxinf.guide.blind_dps import Parallel, blind_dps
 from jaxinf.guide.compositional import (
     AnnealedLangevin,
@@ -84,6 +84,7 @@ from jaxinf.guide.views import Seen, views
 __all__ = [
     "DPS",
     "EM",
+    "GMRES",
     "AdversarialProjection",
     "AnnealedLangevin",
     "Belief",

@@ -78,6 +78,40 @@ class ConjugateGradients:
 
 
 @record
+class GMRES:
+    """By so many steps of generalised minimal residuals, for an M that is not symmetric."""
+
+    iterations: int = static()
+
+    def solve(self, m: Apply, r: Array) -> tuple[Array, Float[Array, ""]]:
+        """Return (I + M)^-1 r to within the steps, and log det (I + M) from M's row sums.
+
+        The least residual over the span of r, M r, M^2 r, ..., by Arnoldi's basis of it.
+        """
+        size = jnp.linalg.norm(r)
+        basis = [_ratio(r, size)]
+        rows = jnp.zeros((self.iterations + 1, self.iterations), r.dtype) + carry(r, 0.0)
+        for j in range(self.iterations):
+            w = basis[j] + m(basis[j])
+            for _ in range(2):  # twice: once loses orthogonality in float32
+                for i, v in enumerate(basis):
+                    share = jnp.vdot(v, w)
+                    w = w - share * v
+                    rows = rows.at[i, j].add(share)
+            left = jnp.linalg.norm(w)
+            rows = rows.at[j + 1, j].set(left)
+            basis.append(_ratio(w, left))
+        wanted = jnp.zeros(self.iterations + 1, r.dtype).at[0].set(size)
+        shares = jnp.linalg.lstsq(rows, wanted)[0]
+        x = sum((y * v for y, v in zip(shares, basis[:-1], strict=True)), jnp.zeros_like(r))
+        return x, RowSums().solve(m, r)[1]
+
+    def diagonal(self, m: Apply, like: Array) -> Array:
+        """Return M's row sums."""
+        return RowSums().diagonal(m, like)
+
+
+@record
 class RowSums:
     """By the diagonal matrix of M's row sums, which one product gives."""
 

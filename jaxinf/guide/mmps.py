@@ -1,11 +1,12 @@
-"""Moment matching: Tweedie's covariance, with a solve by conjugate gradients or in full."""
+"""Moment matching: Tweedie's covariance, with a solve by few products or in full."""
 
+from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import Array
 
 from jaxinf.core import Leaf, Scalar, record
-from jaxinf.guide.belief import Apply, Belief, ConjugateGradients, Dense
+from jaxinf.guide.belief import GMRES, Apply, Belief, Dense, Solve
 from jaxinf.guide.conditioned import View
 
 
@@ -20,7 +21,7 @@ class MomentMatching:
         return View(Belief(mean, tweedie, self.solve), tweedie)
 
 
-def mmps(iterations: int | None = None) -> MomentMatching:
+def mmps(iterations: int | None = None, *, solve: Callable[[int], Solve] = GMRES) -> MomentMatching:
     r"""Moment matching posterior sampling: p(x_0 | x_t) by its first two moments.
 
     .. math:: \nabla \log p(y \mid x_t) \approx J^\top A^\top
@@ -29,12 +30,13 @@ def mmps(iterations: int | None = None) -> MomentMatching:
     with J the denoiser's derivative; exact for a Gaussian prior and a linear observation.
 
     Args:
-      iterations: of conjugate gradients, each a product with J^T; the paper's take 1 to 5. A
-        trained network's J is not symmetric, and on it more than one may diverge. None solves in
-        full, with as many products as the observation has numbers.
+      iterations: of the solve, each a product with J^T; 1 to 5 serve. None solves in full, with
+        as many products as the observation has numbers.
+      solve: ``guide.GMRES``, or ``guide.ConjugateGradients``, the paper's, for a J that is
+        symmetric: a trained network's is not, and on it they may diverge after one.
 
     Returns:
-      The method. With conjugate gradients the twist takes its determinant from row sums.
+      The method. With iterations the twist takes its determinant from row sums.
 
     Raises:
       ValueError: for fewer than one iteration.
@@ -45,4 +47,4 @@ def mmps(iterations: int | None = None) -> MomentMatching:
     """
     if iterations is not None and iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}; None solves in full")
-    return MomentMatching(Dense() if iterations is None else ConjugateGradients(iterations))
+    return MomentMatching(Dense() if iterations is None else solve(iterations))

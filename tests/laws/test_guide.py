@@ -15,7 +15,8 @@ PROCESS = process.gaussian(process.cosine(t_max=0.99))
 DIM, NOISE = 4, 0.4
 METHODS = {
     "mmps": guide.mmps,
-    "mmps by gradients": lambda: guide.mmps(2),
+    "mmps by gradients": lambda: guide.mmps(2, solve=guide.ConjugateGradients),
+    "mmps by residuals": lambda: guide.mmps(2),
     "tmpd": guide.tmpd,
     "pigdm": guide.pigdm,
     "point": guide.point,
@@ -57,6 +58,7 @@ def correlated():
 EXACT = {  # where a method's assumption holds, it has the posterior's denoiser
     "mmps": correlated,
     "mmps by gradients": correlated,  # as many steps as the observation has numbers
+    "mmps by residuals": correlated,
     "tmpd": lambda: problem(np.diag([0.5, 1.0, 2.0, 0.3]), np.eye(DIM)[:3] * 1.7),
     "pigdm": lambda: problem(np.eye(DIM), np.random.default_rng(2).standard_normal((2, DIM))),
 }
@@ -80,7 +82,7 @@ def test_the_gradient_is_that_of_the_twist(method, x64):
     case, t = correlated(), 0.4
     plain = score.oracle(PROCESS, case.prior)
     made = METHODS[method]()
-    if method in ("mmps by gradients", "tmpd"):
+    if method in ("mmps by gradients", "mmps by residuals", "tmpd"):
         pytest.skip("its twist's determinant is not the one of its solve")
     d = guide.conditioned(plain, case.likelihood, made)
     x = jax.random.normal(jax.random.key(4), (DIM,))
@@ -239,6 +241,21 @@ def test_other_numbers_compile_nothing(key):
         likelihood = guide.linear(guide.projection(matrix), jnp.array([y]), noise)
         d = guide.conditioned(plain, likelihood, guide.mmps(), scale=jnp.float32(scale))
         assert bool(jnp.isfinite(draw(d)))
+
+
+def test_residuals_are_least_for_a_matrix_that_is_not_symmetric(x64):
+    """Each step of GMRES has the residual of a direct fit in Krylov's space; the last is exact."""
+    rng = np.random.default_rng(8)
+    m, r = jnp.asarray(rng.standard_normal((5, 5))), jnp.asarray(rng.standard_normal(5))
+    whole = np.eye(5) + np.asarray(m)
+    for k in (1, 2, 5):
+        x, _ = guide.GMRES(k).solve(lambda v: m @ v, r)
+        krylov = np.stack([np.linalg.matrix_power(whole, j) @ r for j in range(k)], 1)
+        shares = np.linalg.lstsq(whole @ krylov, np.asarray(r), rcond=None)[0]
+        np.testing.assert_allclose(x, krylov @ shares, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(whole @ x, r, rtol=1e-8, atol=1e-8)
+    nothing, _ = guide.GMRES(3).solve(lambda v: m @ v, jnp.zeros(5))
+    np.testing.assert_array_equal(nothing, jnp.zeros(5))
 
 
 def test_known_numbers_are_checked_while_a_program_is_traced():
