@@ -150,6 +150,20 @@ def descend(
     return held, Info(jnp.where(fine, value, 0.0), 1 - fine.astype(jnp.int32))
 
 
+def regress(projection: Any, key: Key, state: Learner, coupling: Any) -> tuple[Learner, Info]:
+    """Go on with the fit of a projection that has ``loss(params, key, x, end)`` for one pair."""
+
+    def step(key: Key, held: Learner, pairs: tuple[Array, Array]) -> tuple[Learner, Info]:
+        keys = jax.random.split(key, len(pairs[0]))
+
+        def loss(params: PyTree) -> Array:
+            return jnp.mean(jax.vmap(projection.loss, (None, 0, 0, 0))(params, keys, *pairs))
+
+        return descend(held, loss, projection.optimizer, projection.decay)
+
+    return learn(key, state, coupling, projection.budget, step)
+
+
 def network_time(t: Array) -> Array:
     """Return the time in [0, 1] as networks of :mod:`jaxinf.nets` take it, in [-2.5, 2.5]."""
     return 5 * (t - 0.5)

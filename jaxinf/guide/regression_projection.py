@@ -14,10 +14,9 @@ from jaxinf.guide.projection import (
     Budget,
     Info,
     Learner,
-    descend,
-    learn,
     learner,
     network_time,
+    regress,
 )
 
 
@@ -39,16 +38,7 @@ class RegressionProjection:
 
     def fit(self, key: Key, state: Learner, coupling: Any) -> tuple[Learner, Info]:
         """Go on with the regression, on pairs of a coupling."""
-
-        def step(key: Key, held: Learner, pairs: tuple[Array, Array]) -> tuple[Learner, Info]:
-            keys = jax.random.split(key, len(pairs[0]))
-
-            def loss(params: PyTree) -> Array:
-                return jnp.mean(jax.vmap(self.loss, (None, 0, 0, 0))(params, keys, *pairs))
-
-            return descend(held, loss, self.optimizer, self.decay)
-
-        return learn(key, state, coupling, self.budget, step)
+        return regress(self, key, state, coupling)
 
     def learnt(self, state: Learner) -> PyTree:
         """Return the average of the parameters."""
