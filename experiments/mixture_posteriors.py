@@ -74,15 +74,21 @@ OURS = {
 }
 
 
-def noise_levels(dim: int, steps: int) -> np.ndarray:
+def noise_levels(dim: int, steps: int, whole: bool = False) -> np.ndarray:
     """Sigma over alpha along the plan.
 
     Most steps are where modes part, which grows as the root of the dimension, and where the noise
-    is that of a mode.
+    is that of a mode; steps with whole covariances are exact there, and the last goes to 0.
     """
     k = np.sqrt(dim / 8)
+    if whole:
+        knots, density = np.log([600 * k, 60 * k, 8 * k, 5 * k, 0.03]), [1, 2, 2, 0.3, 0.15]
+        return np.append(_spread(knots, density, steps - 1), 0.0)
     knots = np.log([1000 * k, 60 * k, 10 * k, 3, 0.3, 0.01])
-    density = [0.3, 1, 1, 2, 1.5, 0.3]
+    return _spread(knots, [0.3, 1, 1, 2, 1.5, 0.3], steps)
+
+
+def _spread(knots: np.ndarray, density: list[float], steps: int) -> np.ndarray:
     fine = np.linspace(knots[0], knots[-1], 4001)
     count = np.cumsum(np.interp(-fine, -knots, density))
     return np.exp(np.interp(np.linspace(count[0], count[-1], steps + 1), count, fine))
@@ -108,7 +114,7 @@ def build(config: Config) -> Study:
 def setting(key: Any, dim: int, observed: int, config: Config) -> dict[str, Any]:
     """Run all methods on the problems of a setting."""
     ratios = noise_levels(dim, config.steps)
-    chain = Chain(ratios, dim, config.particles)
+    chain = Chain(config.steps, dim, config.particles)
     root = np.sqrt(1 + ratios**2)
     peers = azula(1 / root, ratios / root) if config.peers and find_spec("azula") else {}
     problems = [problem(dim, observed, i) for i in range(config.problems)]
@@ -174,10 +180,12 @@ def distance(x: Any, y: Any) -> float:
 class Chain:
     """A process, a plan and a number of particles, shared by all methods."""
 
-    def __init__(self, ratios: np.ndarray, dim: int, count: int) -> None:
-        times = 2 / np.pi * np.arctan(ratios)
+    def __init__(self, steps: int, dim: int, count: int) -> None:
+        times = 2 / np.pi * np.arctan(noise_levels(dim, steps))
         self.process = process.gaussian(process.cosine(times[-1], times[0]))
         self.plan = sampler.plan(self.process, times)
+        times = 2 / np.pi * np.arctan(noise_levels(dim, steps, whole=True))
+        self.whole = sampler.plan(self.process, times)
         self.dim, self.count = dim, count
 
     def prior(self, p: Problem) -> Any:
@@ -195,7 +203,8 @@ class Chain:
     def population(self, key: Any, denoiser: Any, method: Method) -> smc.Run:
         """Weighted particles."""
         stepper = method.stepper(self.process)
-        return guide.particles(key, stepper, denoiser, self.plan, (self.dim,), particles=self.count)
+        plan = self.whole if method.stepper is sampler.moment_matched else self.plan
+        return guide.particles(key, stepper, denoiser, plan, (self.dim,), particles=self.count)
 
     def run(self, key: Any, p: Problem, method: Method) -> tuple[Any, Any]:
         """Return samples, and the log evidence where there are weights."""
@@ -216,7 +225,7 @@ def levels_of_truth(key: Any, config: Config) -> dict[str, Any]:
     cases, over new priors, operators and observations.
     """
     dim, observed = min(config.dims), min(config.observed)
-    chain = Chain(noise_levels(dim, config.steps), dim, config.particles)
+    chain = Chain(config.steps, dim, config.particles)
     found: dict[str, list[float]] = {name: [] for name in ("weighted", "weighted, whole", "MMPS")}
     for i in progress(range(config.pairs), "pairs"):
         p = problem(dim, observed, 10_000 + i)

@@ -40,7 +40,7 @@ from jaxinf.guide.fk_steering import difference, maximum, steer, sum_
 from jaxinf.guide.gaussian_projection import GaussianProjection, gaussian_projection
 from jaxinf.guide.gibbs import GibbsRun, gibbs
 from jaxinf.guide.h_edit import h_edit, reward_gradient, score_difference
-from jaxinf.guide.intermediate import Intermediate, clean, drawn, likeliest
+from jaxinf.guide.intermediate import Intermediate, Unfinished, clean, drawn, likeliest
 from jaxinf.guide.interval import Interval, interval
 from jaxinf.guide.joint import Joint, joint
 from jaxinf.guide.likelihood import Likelihood, Tilt
@@ -139,6 +139,7 @@ __all__ = [
     "Seen",
     "Solve",
     "Tilt",
+    "Unfinished",
     "View",
     "Walked",
     "WeightedDiffusion",

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxinf.core import Leaf, PyTree, Scalar, concretely, is_concrete, record
 from jaxinf.guide.evaluation import Evaluation, Moments, evaluate, log_final, spread
+from jaxinf.process.prediction import check_signal
 from jaxinf.score import Denoiser
 
 
@@ -107,17 +108,14 @@ def check_processes(denoisers: tuple[Any, ...], exponents: tuple[Any, ...]) -> N
         levels = jnp.asarray(levels)
         apart = float(jnp.max(jnp.abs(levels - levels[:1])))
         scale = 1 + float(jnp.max(levels))
-        total, last = float(sum(exponents)), float(first.alpha(latest))
+        total = float(sum(exponents))
     if apart > 1e-5 * scale:
         raise ValueError(
             f"the experts' processes differ, by {apart:.3g} in alpha or sigma: at one time "
             "they must be as noisy as each other"
         )
-    if abs(total - 1) > 1e-6 and last <= 1e-6:
-        raise ValueError(
-            f"exponents that sum to {total:.6g} and not to 1 need alpha(t_max) > 0, and it is "
-            f"{last:.3g}; end the schedule earlier, process.cosine(t_max=0.99)"
-        )
+    if abs(total - 1) > 1e-6:
+        check_signal(first, f"a product with exponents that sum to {total:.6g} and not to 1")
 
 
 def geometric_mean(

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxinf.core import Leaf, Noise, PyTree, Scalar, concretely, is_concrete, record, static
+from jaxinf.core import Leaf, Noise, PyTree, Scalar, is_concrete, record, static
 from jaxinf.guide.evaluation import spread
 from jaxinf.process import Gaussian, convert, eps, x0
+from jaxinf.process.prediction import check_signal
 from jaxinf.sampler import Denoise, State, StepInfo
 from jaxinf.sampler.langevin import stream
 from jaxinf.score import Denoiser
@@ -67,14 +68,7 @@ def compositional(denoiser: Denoiser, observations: PyTree, prior: Any) -> Compo
     if not hasattr(prior, "log_prob"):
         raise TypeError(f"the prior must have log_prob(theta), got {type(prior).__name__}")
     process = denoiser.process
-    if is_concrete(process):
-        with concretely():
-            alpha = float(process.alpha(process.t_max))
-        if alpha <= 1e-6:
-            raise ValueError(
-                f"a sum of scores as a denoiser needs alpha(t_max) > 0, and it is {alpha:.3g}; end "
-                "the schedule earlier, process.cosine(t_max=0.99)"
-            )
+    check_signal(process, "a sum of scores as a denoiser")
     return Compositional(denoiser, observations, prior)
 
 

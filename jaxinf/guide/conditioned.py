@@ -77,8 +77,10 @@ class Conditioned:
         log_evidence, slope = self.likelihood.tilt(belief)
         if covariance is not None and getattr(self.likelihood, "narrows", True):
             # of N(m, V) tilted by exp(l(m)): V + V l''(m) V
-            curve = jax.jacfwd(gradient)(belief.mean).reshape(x.size, x.size)
-            covariance = covariance + self.scale * covariance @ curve @ covariance
+            _, push = jax.linearize(gradient, belief.mean)
+            rows = jax.vmap(push)(covariance.reshape(x.size, *x.shape))
+            curve = rows.reshape(x.size, x.size)  # V l''(m), by as many products as l is of numbers
+            covariance = covariance + self.scale * curve @ covariance
             covariance = (covariance + covariance.T) / 2
         moved = (mean + self.scale * pull(slope)).astype(mean.dtype)
         twist = inner.log_twist + log_evidence.astype(inner.log_twist.dtype)

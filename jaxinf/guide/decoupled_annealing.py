@@ -29,12 +29,12 @@ from jaxinf.core import (
     Leaf,
     Noise,
     Scalar,
-    concretely,
     is_concrete,
     record,
     static,
 )
 from jaxinf.process import Gaussian
+from jaxinf.process.prediction import check_signal
 from jaxinf.sampler import Denoise, State, ddim
 from jaxinf.sampler.stepper import has_table
 from jaxinf.target import density
@@ -220,11 +220,6 @@ def _check(
         return
     if not float(data_scale) > 0:
         raise ValueError(f"data_scale must be positive, got {data_scale}")
-    with concretely():
-        alpha = float(process.alpha(process.t_max))
-    if alpha < 1e-6 and not np.isfinite(data_scale):
-        raise ValueError(
-            f"r_t = sigma / alpha is infinite at t_max, where alpha is {alpha:.3g}; pass the "
-            "data's standard deviation as data_scale, or end the schedule earlier "
-            "(process.cosine(t_max=0.99))"
-        )
+    if not np.isfinite(data_scale):
+        mend = "pass the data's standard deviation as data_scale, or end the schedule earlier"
+        check_signal(process, "r_t = sigma / alpha", mend=mend)

@@ -8,11 +8,11 @@ from jaxtyping import Array, Float
 
 from jaxinf.core import Leaf, Noise, Scalar, is_concrete, record, root
 from jaxinf.sampler import AnyStepper, Denoise
-from jaxinf.sampler.stepper import advance, table
+from jaxinf.sampler.stepper import Wrapper, advance
 
 
 @record
-class DPS:
+class DPS(Wrapper):
     """The wrapped step, then x_s <- x_s - step grad_{x_t} ||y - A(D(x_t))||; see :func:`dps`."""
 
     stepper: Leaf
@@ -20,19 +20,6 @@ class DPS:
     length: Leaf
     weights: Leaf
     penalty: Leaf
-
-    @property
-    def process(self) -> Any:
-        """The process that is reversed."""
-        return self.stepper.process
-
-    def init(self, x: Array) -> Any:
-        """Return the wrapped stepper's state at the start."""
-        return self.stepper.init(x)
-
-    def table(self, times: Array) -> Any:
-        """Return the wrapped stepper's table."""
-        return table(self.stepper, times)
 
     def step(
         self, denoise: Denoise, noise: Noise, state: Any, t: Scalar, s: Scalar, row: Any = None
@@ -48,10 +35,6 @@ class DPS:
         (gradient,) = back(jax.grad(self.distance)(clean))
         x = new.x - (self.length * gradient).astype(new.x.dtype)
         return new._replace(x=x), info
-
-    def calls(self, t: float, s: float) -> int:
-        """As the wrapped stepper's, one of them with its derivative."""
-        return self.stepper.calls(t, s)
 
     def distance(self, clean: Array) -> Float[Array, ""]:
         """Return the norm of what a clean example leaves of the observation, and the penalty."""

@@ -35,7 +35,7 @@ from jaxinf.core import (
     static,
 )
 from jaxinf.core import first as first_of
-from jaxinf.guide.intermediate import Intermediate, clean
+from jaxinf.guide.intermediate import Intermediate, Unfinished, clean
 from jaxinf.guide.reward import as_record, value_of
 from jaxinf.sampler import AnyStepper, Plan
 from jaxinf.sampler.driver import check_walk, host_table, narrowed
@@ -129,13 +129,12 @@ class Steered:
         """Walk to the next resampling and return the log potential there."""
         key_walk, key_reward = jax.random.split(key)
         state, info = self._walked(key_walk, particle.state, inputs)
-        s, last = inputs.s[-1], inputs.last[-1]
+        last = inputs.last[-1]
+        here = Unfinished(state.x, inputs.s[-1], info, self._denoise, self.stepper.process)
         reward = jax.lax.cond(
             last,
             lambda: self._reward(state.x),
-            lambda: self.intermediate(
-                key_reward, self._reward, self._denoise, self.stepper.process, info, state.x, s
-            ),
+            lambda: self.intermediate(key_reward, self._reward, here),
         ).astype(particle.memory.dtype)
         memory, exponent = self.potential(particle.memory, reward)
         log = jnp.where(last, self.scale * reward - particle.total, self.scale * exponent)

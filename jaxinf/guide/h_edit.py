@@ -8,18 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxinf.core import Leaf, Noise, Scalar, concretely, is_concrete, record, root, static
+from jaxinf.core import Leaf, Noise, Scalar, is_concrete, record, root, static
 from jaxinf.process import convert, score, x0
+from jaxinf.process.prediction import check_signal
 from jaxinf.sampler import AnyStepper, Denoise, State
 from jaxinf.sampler.bdia import BidirectionalState
-from jaxinf.sampler.stepper import advance, table
+from jaxinf.sampler.stepper import Wrapper, advance
 
 Term = Callable[[Array, Array], Array]
 """(x, t) -> grad log h(x, t) for one example, a pytree."""
 
 
 @record
-class HEdit:
+class HEdit(Wrapper):
     """x_s = base + gamma C sum grad log h, at the base's x_s (implicit) or at x_t (explicit)."""
 
     stepper: Leaf
@@ -28,19 +29,6 @@ class HEdit:
     eta: Leaf
     iterations: int = static()
     implicit: bool = static()
-
-    @property
-    def process(self) -> Leaf:
-        """The process that is reversed."""
-        return self.stepper.process
-
-    def init(self, x: Array) -> Any:
-        """Return the base's state at the start."""
-        return self.stepper.init(x)
-
-    def table(self, times: Array) -> Any:
-        """Return the base's table."""
-        return table(self.stepper, times)
 
     def step(
         self, denoise: Denoise, noise: Noise, state: Any, t: Scalar, s: Scalar, row: Any = None
@@ -55,10 +43,6 @@ class HEdit:
 
         x, _ = jax.lax.scan(again, new.x, None, self.iterations)
         return _shifted(new, x - new.x), info
-
-    def calls(self, t: float, s: float) -> int:
-        """As often as the base; what the terms call is theirs."""
-        return self.stepper.calls(t, s)
 
     def _edit(self, x: Array, at: Scalar, t: Scalar, s: Scalar) -> Array:
         """Return gamma C grad log h(x, at), gamma being what the step from t to s gives a score."""
@@ -214,11 +198,4 @@ def _check(stepper: Any, eta: Scalar, iterations: int, implicit: bool) -> None:
         )
     if is_concrete(eta) and not float(eta) >= 0:
         raise ValueError(f"eta must not be negative, got {eta}; 1 is the ancestral sampler's")
-    if is_concrete(stepper.process):
-        with concretely():
-            alpha = float(stepper.process.alpha(stepper.process.t_max))
-        if alpha <= 1e-6:
-            raise ValueError(
-                f"h-Edit needs alpha(t_max) > 0, and it is {alpha:.3g}, where gamma is infinite; "
-                "end the schedule earlier (process.cosine(t_max=0.99))"
-            )
+    check_signal(stepper.process, "gamma of h-Edit")

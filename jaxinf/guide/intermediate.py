@@ -1,33 +1,41 @@
 """The reward of an unfinished example: at what its denoiser expects of the clean one."""
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxinf.core import Key, Scalar, record, static
+from jaxinf.core import Key, Leaf, record, static
 from jaxinf.process.masked import uniform
-from jaxinf.sampler import Denoise, categorical
+from jaxinf.sampler import categorical
+
+Reward = Callable[[Array], Array]
+"""x_0 -> its reward; the condition is bound."""
+
+
+class Unfinished(NamedTuple):
+    """An example on its way, after a step."""
+
+    x: Array
+    s: Leaf
+    """The time that the step went to."""
+    info: Any
+    """The step's."""
+    denoise: Any
+    """(x, t) -> the denoiser's value; the condition is bound."""
+    process: Any
+    """The process that is reversed."""
 
 
 @runtime_checkable
 class Intermediate(Protocol):
     """How an unfinished example is rewarded."""
 
-    def __call__(
-        self,
-        key: Key,
-        reward: Callable[[Array], Array],
-        denoise: Denoise,
-        process: Any,
-        info: Any,
-        x: Array,
-        s: Scalar,
-    ) -> Float[Array, ""]:
-        """Return the reward of x at time s, after a step with this info."""
+    def __call__(self, key: Key, reward: Reward, at: Unfinished) -> Float[Array, ""]:
+        """Return the reward of an unfinished example."""
         ...
 
 
@@ -35,43 +43,25 @@ class Intermediate(Protocol):
 class Clean:
     """r(x_0) at the prediction that the step has made."""
 
-    def __call__(
-        self,
-        key: Key,
-        reward: Callable[[Array], Array],
-        denoise: Denoise,
-        process: Any,
-        info: Any,
-        x: Array,
-        s: Scalar,
-    ) -> Float[Array, ""]:
+    def __call__(self, key: Key, reward: Reward, at: Unfinished) -> Float[Array, ""]:
         """Return the reward of ``info.clean``."""
-        if not hasattr(info, "clean"):
+        if not hasattr(at.info, "clean"):
             raise TypeError(
-                f"the stepper's {type(info).__name__} has no prediction 'clean' of x_0; for tokens "
-                "pass intermediate=guide.drawn(4) or guide.likeliest"
+                f"the stepper's {type(at.info).__name__} has no prediction 'clean' of x_0; for "
+                "tokens pass intermediate=guide.drawn(4) or guide.likeliest"
             )
-        return reward(info.clean)
+        return reward(at.info.clean)
 
 
 @record
 class Likeliest:
     """r(x_0) with each mask at its most probable token."""
 
-    def __call__(
-        self,
-        key: Key,
-        reward: Callable[[Array], Array],
-        denoise: Denoise,
-        process: Any,
-        info: Any,
-        x: Array,
-        s: Scalar,
-    ) -> Float[Array, ""]:
+    def __call__(self, key: Key, reward: Reward, at: Unfinished) -> Float[Array, ""]:
         """Return the reward of the filled example."""
-        _check_tokens(process)
-        tokens = jnp.argmax(denoise(x, s), axis=-1).astype(x.dtype)
-        return reward(jnp.where(x == process.mask, tokens, x))
+        _check_tokens(at.process)
+        tokens = jnp.argmax(at.denoise(at.x, at.s), axis=-1).astype(at.x.dtype)
+        return reward(jnp.where(at.x == at.process.mask, tokens, at.x))
 
 
 @record
@@ -80,23 +70,14 @@ class Drawn:
 
     count: int = static()
 
-    def __call__(
-        self,
-        key: Key,
-        reward: Callable[[Array], Array],
-        denoise: Denoise,
-        process: Any,
-        info: Any,
-        x: Array,
-        s: Scalar,
-    ) -> Float[Array, ""]:
+    def __call__(self, key: Key, reward: Reward, at: Unfinished) -> Float[Array, ""]:
         """Return the reward of the draws."""
-        _check_tokens(process)
-        laws = jax.nn.log_softmax(denoise(x, s).astype(jnp.float32))
+        _check_tokens(at.process)
+        laws = jax.nn.log_softmax(at.denoise(at.x, at.s).astype(jnp.float32))
 
         def one(key: Key) -> Array:
-            tokens = categorical(uniform(key, (2, *x.shape)), laws).astype(x.dtype)
-            return reward(jnp.where(x == process.mask, tokens, x))
+            tokens = categorical(uniform(key, (2, *at.x.shape)), laws).astype(at.x.dtype)
+            return reward(jnp.where(at.x == at.process.mask, tokens, at.x))
 
         rewards = jax.vmap(one)(jax.random.split(key, self.count))
         return jax.nn.logsumexp(rewards) - np.log(self.count)

@@ -8,24 +8,18 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxinf.core import Leaf, Noise, Scalar, is_concrete, record
-from jaxinf.process import Gaussian
 from jaxinf.sampler import AnyStepper, Denoise, Plan, State, restart
 from jaxinf.sampler.langevin import stream
-from jaxinf.sampler.stepper import advance, table
+from jaxinf.sampler.stepper import Wrapper, advance
 
 
 @record
-class Replacement:
+class Replacement(Wrapper):
     """The wrapped step to s, then x <- alpha(s) y + sigma(s) C^(1/2) z where x is known."""
 
     stepper: Leaf
     known: Leaf
     y: Leaf
-
-    @property
-    def process(self) -> Gaussian:
-        """The process that is reversed."""
-        return self.stepper.process
 
     def init(self, x: Array) -> State:
         """Return the wrapped stepper's state at the start."""
@@ -36,10 +30,6 @@ class Replacement:
             )
         return self.stepper.init(x)
 
-    def table(self, times: Array) -> Any:
-        """Return the wrapped stepper's table."""
-        return table(self.stepper, times)
-
     def step(
         self, denoise: Denoise, noise: Noise, state: State, t: Scalar, s: Scalar, row: Any = None
     ) -> tuple[State, Any]:
@@ -48,10 +38,6 @@ class Replacement:
         z = stream(noise, jnp.zeros((), jnp.int32)).increment(t, s)
         y, _ = self.process.perturb(jnp.asarray(self.y, state.x.dtype), z, s)
         return State(jnp.where(self.known, y, state.x)), info
-
-    def calls(self, t: float, s: float) -> int:
-        """As many as the wrapped stepper's."""
-        return self.stepper.calls(t, s)
 
 
 def replacement(

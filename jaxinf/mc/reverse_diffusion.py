@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxinf.core import Key, Leaf, PyTree, Scalar, is_concrete, record, static
 from jaxinf.process import Gaussian, custom, gaussian
+from jaxinf.process.prediction import check_signal
 from jaxinf.target import Target
 
 
@@ -259,9 +260,6 @@ def reverse_diffusion(
                 "reverse diffusion Monte Carlo draws from white noise, and the process has another "
                 "covariance; use process.gaussian(schedule), and whiten the target instead"
             )
-        if not float(process.alpha(process.t_max)) > 0:
-            raise ValueError(
-                "proposals are x / alpha, and alpha(t_max) is 0; end the schedule earlier, or take "
-                "mc.ornstein_uhlenbeck()"
-            )
+        mend = "take mc.ornstein_uhlenbeck(), or end the schedule earlier"
+        check_signal(process, "a proposal x / alpha", mend=mend)
     return ReverseDiffusion(process, target, importance() if method is None else method)

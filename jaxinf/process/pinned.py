@@ -1,11 +1,11 @@
 """Gaussian processes pinned at both ends: q(x_t | x_0, x_T)."""
 
-import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinf.core import Gaussian as GaussianLaw
-from jaxinf.core import Leaf, Scalar, concretely, is_concrete, record, root
+from jaxinf.core import Leaf, Scalar, record, root
 from jaxinf.process.gaussian import Gaussian
+from jaxinf.process.prediction import check_signal
 
 
 @record
@@ -76,13 +76,5 @@ def pinned(process: Gaussian, end: Scalar | None = None) -> Pinned:
       Schrodinger Bridge, Liu et al., 2023, equation 11.
     """
     end = process.t_max if end is None else end
-    if is_concrete((process, end)):
-        with concretely():
-            alpha = float(jnp.asarray(process.alpha(end)))
-        if alpha <= 1e-6:
-            raise ValueError(
-                f"a process pinned at T needs alpha(T) > 0, and it is {alpha:.3g} at "
-                f"T={float(end):.6g}: x_T then knows nothing of the way; pass an earlier end, or "
-                "process.gaussian(process.variance_exploding())"
-            )
+    check_signal(process, "a process pinned at T, where x_T is to tell of the way,", end)
     return Pinned(process, end)

@@ -230,12 +230,33 @@ def convert(
 
 def check_informative(process: Leaf, predicts: Prediction) -> None:
     """Raise where a prediction of the noise is to tell the data and alpha(t_max) is 0."""
-    if predicts in (eps, score) and is_concrete(process):
-        with concretely():
-            alpha = float(process.alpha(process.t_max))
-        if alpha < 1e-6:
-            raise ValueError(
-                f"the noise says nothing of the data where alpha is 0, and alpha(t_max) is "
-                f"{alpha:.3g}; take process.v, process.x0 or process.velocity, or end the schedule "
-                "earlier with t_max (process.cosine(t_max=0.99))"
-            )
+    if predicts in (eps, score):
+        mend = "take process.v, process.x0 or process.velocity, or end the schedule earlier"
+        check_signal(process, "a prediction of the noise, which is to tell the data,", mend=mend)
+
+
+def check_signal(
+    process: Leaf,
+    what: str,
+    t: Scalar | None = None,
+    *,
+    mend: str = "end the schedule earlier",
+) -> None:
+    """Raise where alpha is 0 at the last time, or at t: the noisy example tells nothing there.
+
+    Args:
+      process: a process with alpha.
+      what: what needs it, as the message begins.
+      t: the time; ``t_max`` by default.
+      mend: what to do about it, before the example of a schedule.
+    """
+    t = process.t_max if t is None else t
+    if not is_concrete((process, t)):
+        return
+    with concretely():
+        alpha = float(jnp.asarray(process.alpha(t)))
+    if alpha <= 1e-6:
+        raise ValueError(
+            f"{what} needs alpha(t_max) > 0, and it is {alpha:.3g} at t={float(t):.6g}; {mend}, "
+            "process.cosine(t_max=0.99)"
+        )

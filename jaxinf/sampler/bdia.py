@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxinf.core import Leaf, Noise, PyTree, Scalar, carry, check_batch, is_concrete, record
 from jaxinf.sampler.plan import Plan
-from jaxinf.sampler.stepper import AnyStepper, Denoise, advance, has_table
+from jaxinf.sampler.stepper import AnyStepper, Denoise, Wrapper, advance, has_table
 
 
 class BidirectionalState(NamedTuple):
@@ -24,16 +24,11 @@ class BidirectionalState(NamedTuple):
 
 
 @record
-class Bidirectional:
+class Bidirectional(Wrapper):
     """x_s = F(t -> s) + gamma (x_before - F(t -> t_before)), F the wrapped step from (x, t)."""
 
     stepper: Leaf
     gamma: Leaf
-
-    @property
-    def process(self) -> Leaf:
-        """The wrapped stepper's."""
-        return self.stepper.process
 
     def init(self, x: Array) -> BidirectionalState:
         """Return the state at the start, without a step before it."""
@@ -41,7 +36,13 @@ class Bidirectional:
         return BidirectionalState(x, x, carry(wide, -1.0))
 
     def step(
-        self, denoise: Denoise, noise: Noise, state: BidirectionalState, t: Scalar, s: Scalar
+        self,
+        denoise: Denoise,
+        noise: Noise,
+        state: BidirectionalState,
+        t: Scalar,
+        s: Scalar,
+        row: Any = None,
     ) -> tuple[BidirectionalState, Any]:
         """Go from t to s; the first step is the wrapped stepper's."""
         first = state.time < 0
@@ -51,10 +52,6 @@ class Bidirectional:
         x = ahead + self.gamma * correction
         time = jnp.broadcast_to(jnp.asarray(t, state.time.dtype), state.time.shape)
         return BidirectionalState(x, state.x, time), info
-
-    def calls(self, t: float, s: float) -> int:
-        """As often as the wrapped stepper: once."""
-        return self.stepper.calls(t, s)
 
     def both(
         self, denoise: Denoise, x: Array, t: Scalar, s: Scalar, past: Scalar

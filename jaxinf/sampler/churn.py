@@ -9,26 +9,17 @@ from jaxtyping import Array, Float
 
 from jaxinf.core import Leaf, Noise, Scalar, is_concrete, record
 from jaxinf.process.inverse import time_of
-from jaxinf.sampler.stepper import AnyStepper, Denoise, State, advance, has_table
+from jaxinf.sampler.stepper import AnyStepper, Denoise, State, Wrapper, advance, has_table
 
 
 @record
-class Churn:
+class Churn(Wrapper):
     """The wrapped stepper from a raised noise level r_hat = (1 + gamma) r, r = sigma / alpha."""
 
     stepper: Leaf
     amount: Leaf
     between: tuple[Leaf, Leaf]
     noise_scale: Leaf
-
-    @property
-    def process(self) -> Leaf:
-        """The process that is reversed."""
-        return self.stepper.process
-
-    def init(self, x: Array) -> State:
-        """Return the wrapped stepper's state at the start."""
-        return self.stepper.init(x)
 
     def table(self, times: Array) -> Float[Array, " steps"]:
         """Return the time from which each step goes, where the noise level is the raised one."""
@@ -61,10 +52,6 @@ class Churn:
 
         x = jax.lax.cond(row > t, up, lambda x: x, state.x)
         return advance(self.stepper, denoise, noise, State(x), row, s, None)
-
-    def calls(self, t: float, s: float) -> int:
-        """As many as the wrapped stepper's."""
-        return self.stepper.calls(t, s)
 
 
 def churn[S: AnyStepper](

@@ -11,29 +11,16 @@ from jaxtyping import Array, ArrayLike, Float
 from jaxinf.core import Leaf, Noise, Scalar, is_concrete, record
 from jaxinf.process import Gaussian, Prediction, convert, eps, x0
 from jaxinf.process.prediction import check_informative
-from jaxinf.sampler.stepper import AnyStepper, Denoise, advance, table
+from jaxinf.sampler.stepper import AnyStepper, Denoise, Wrapper, advance, table
 
 
 @record
-class DualClock:
+class DualClock(Wrapper):
     """The wrapped stepper, with a denoiser that reads another clock."""
 
     stepper: Leaf
     network_time: Leaf
     kept: Leaf
-
-    @property
-    def process(self) -> Leaf:
-        """The process that is reversed."""
-        return self.stepper.process
-
-    def init(self, x: Array) -> Any:
-        """Return the wrapped stepper's state at the start."""
-        return self.stepper.init(x)
-
-    def table(self, times: Array) -> Any:
-        """Return the wrapped stepper's table."""
-        return table(self.stepper, times)
 
     def step(
         self, denoise: Denoise, noise: Noise, state: Any, t: Scalar, s: Scalar, row: Any = None
@@ -42,27 +29,14 @@ class DualClock:
         denoise = on_clock(self.process, denoise, self.network_time, self.kept)
         return advance(self.stepper, denoise, noise, state, t, s, row)
 
-    def calls(self, t: float, s: float) -> int:
-        """As many as the wrapped stepper."""
-        return self.stepper.calls(t, s)
-
 
 @record
-class Tuned:
+class Tuned(Wrapper):
     """The wrapped stepper, with a denoiser that is told tau_i in step i."""
 
     stepper: Leaf
     taus: Leaf
     kept: Leaf
-
-    @property
-    def process(self) -> Leaf:
-        """The process that is reversed."""
-        return self.stepper.process
-
-    def init(self, x: Array) -> Any:
-        """Return the wrapped stepper's state at the start."""
-        return self.stepper.init(x)
 
     def table(self, times: Array) -> tuple[Array, Any]:
         """Return the taus, and the wrapped stepper's table."""
@@ -81,10 +55,6 @@ class Tuned:
         tau, inner = row
         denoise = on_clock(self.process, denoise, lambda r: tau * (r / t), self.kept)
         return advance(self.stepper, denoise, noise, state, t, s, inner)
-
-    def calls(self, t: float, s: float) -> int:
-        """As many as the wrapped stepper."""
-        return self.stepper.calls(t, s)
 
 
 def on_clock(

@@ -11,7 +11,7 @@ from jaxtyping import Array, Int
 
 from jaxinf.core import Leaf, Noise, Scalar, carry, is_concrete, record
 from jaxinf.sampler.plan import Plan
-from jaxinf.sampler.stepper import AnyStepper, Denoise, advance, table
+from jaxinf.sampler.stepper import AnyStepper, Denoise, Wrapper, advance
 
 
 class StoppingState(NamedTuple):
@@ -40,26 +40,17 @@ class StoppingInfo(NamedTuple):
 
 
 @record
-class EarlyStopping:
+class EarlyStopping(Wrapper):
     """The wrapped stepper, until two predictions of x_0 in a row agree."""
 
     stepper: Leaf
     tolerance: Leaf
     noise_ratio: Leaf
 
-    @property
-    def process(self) -> Leaf:
-        """The process that is reversed."""
-        return self.stepper.process
-
     def init(self, x: Array) -> StoppingState:
         """Return the state at the start."""
         zero = carry(x, 0.0)
         return StoppingState(x, self.stepper.init(x), x, zero.astype(jnp.int32), zero > 0)
-
-    def table(self, times: Array) -> Any:
-        """Return the wrapped stepper's table."""
-        return table(self.stepper, times)
 
     def step(
         self,
@@ -80,10 +71,6 @@ class EarlyStopping:
         new = jax.tree.map(partial(jnp.where, state.stopped), state, new)
         info = jax.tree.map(lambda a: jnp.where(state.stopped, jnp.zeros_like(a), a), info)
         return new, StoppingInfo(new.clean, new.steps, new.stopped, info)
-
-    def calls(self, t: float, s: float) -> int:
-        """As many as the wrapped stepper, while the sample has not stopped."""
-        return self.stepper.calls(t, s)
 
     def _settled(self, state: StoppingState, clean: Array, t: Scalar) -> Array:
         """Whether the prediction has moved by less than the tolerance, at low enough noise."""

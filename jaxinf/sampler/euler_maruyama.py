@@ -4,8 +4,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinf.core import Gaussian as GaussianLaw
-from jaxinf.core import Leaf, Noise, Scalar, concretely, is_concrete, record
+from jaxinf.core import Leaf, Noise, Scalar, record
 from jaxinf.process import Gaussian, convert, eps, x0
+from jaxinf.process.prediction import check_signal
 from jaxinf.sampler.stepper import Denoise, State, StepInfo
 
 
@@ -65,14 +66,6 @@ def euler_maruyama(process: Gaussian) -> EulerMaruyama:
       Score-Based Generative Modeling through Stochastic Differential Equations, Song et al., 2021,
       equation 6.
     """
-    if is_concrete(process):
-        with concretely():
-            alpha = float(process.alpha(process.t_max))
-        if alpha <= 1e-6:
-            raise ValueError(
-                f"Euler-Maruyama needs alpha(t_max) > 0, and it is {alpha:.3g} at "
-                f"t={float(process.t_max):.6g}, where the drift alpha'/alpha is infinite; end the "
-                "schedule earlier (process.cosine(t_max=0.99)) or take sampler.ancestral, which is "
-                "exact there"
-            )
+    mend = "take sampler.ancestral, which is exact there, or end the schedule earlier"
+    check_signal(process, "the drift alpha'/alpha of Euler-Maruyama", mend=mend)
     return EulerMaruyama(process)

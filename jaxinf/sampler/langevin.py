@@ -9,32 +9,19 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxinf.core import Leaf, Noise, Scalar, divide, is_concrete, record, static
-from jaxinf.process import Gaussian, convert, eps, x0
+from jaxinf.process import convert, eps, x0
 from jaxinf.sampler.exponential import History
-from jaxinf.sampler.stepper import AnyStepper, Denoise, State, advance, table
+from jaxinf.sampler.stepper import AnyStepper, Denoise, State, Wrapper, advance
 
 
 @record
-class PredictorCorrector:
+class PredictorCorrector(Wrapper):
     """The wrapped step to s, then x <- x + h C score(x, s) + sqrt(2 h) C^(1/2) z, K times."""
 
     stepper: Leaf
     size: Leaf
     corrections: int = static()
     adaptive: bool = static()
-
-    @property
-    def process(self) -> Gaussian:
-        """The process that is reversed."""
-        return self.stepper.process
-
-    def init(self, x: Array) -> Any:
-        """Return the wrapped stepper's state at the start."""
-        return self.stepper.init(x)
-
-    def table(self, times: Array) -> Any:
-        """Return the wrapped stepper's table."""
-        return table(self.stepper, times)
 
     def step(
         self, denoise: Denoise, noise: Noise, state: Any, t: Scalar, s: Scalar, row: Any = None

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxinf.core import Dense, Leaf, Noise, Scalar, concretely, is_concrete, record
+from jaxinf.core import Dense, Leaf, Noise, Scalar, record
 from jaxinf.core import Gaussian as GaussianLaw
 from jaxinf.process import Gaussian
+from jaxinf.process.prediction import check_signal
 from jaxinf.sampler.stepper import Denoise, State, StepInfo
 
 
@@ -112,12 +113,5 @@ def moment_matched(process: Gaussian) -> MomentMatched:
       et al., 2022, theorem 1, with the covariance in full; Diffusion Models With Learned Adaptive
       Noise Or Optimal Covariance Matching, Ou et al., 2024.
     """
-    if is_concrete(process):
-        with concretely():
-            alpha = float(process.alpha(process.t_max))
-        if alpha <= 1e-6:
-            raise ValueError(
-                f"the clean example's covariance at t_max needs alpha(t_max) > 0, and it is "
-                f"{alpha:.3g}; end the schedule earlier, process.cosine(t_max=0.99)"
-            )
+    check_signal(process, "the clean example's covariance")
     return MomentMatched(process)

@@ -19,7 +19,7 @@ from jaxinf.core import (
     record,
     static,
 )
-from jaxinf.sampler.stepper import AnyStepper, advance, table
+from jaxinf.sampler.stepper import AnyStepper, Wrapper, advance, table
 
 AXIS = "sequence"
 """The axis of the mesh that divides rows."""
@@ -36,18 +36,13 @@ class DisplacedState(NamedTuple):
 
 
 @record
-class Displaced:
+class Displaced(Wrapper):
     """The wrapped stepper, with a denoiser that remembers its context from step to step."""
 
     stepper: Leaf
     synchronous: int = static()
     structure: Any = static()
     shapes: tuple[Any, ...] = static()
-
-    @property
-    def process(self) -> Leaf:
-        """The process that is reversed."""
-        return self.stepper.process
 
     def init(self, x: Array) -> DisplacedState:
         """Return the state at the start, with a context that the first step does not read."""
@@ -88,10 +83,6 @@ class Displaced:
                 "sampler.ddim or, for a higher order, sampler.dpm_solver"
             )
         return DisplacedState(inner.x, inner, contexts[0]), info
-
-    def calls(self, t: float, s: float) -> int:
-        """As many as the wrapped stepper."""
-        return self.stepper.calls(t, s)
 
 
 @record

@@ -113,6 +113,31 @@ def advance(
     return stepper.step(denoise, noise, state, t, s, *rows)
 
 
+class Wrapper(Protocol):
+    """A stepper around another, from which it takes what it does not say itself.
+
+    A record that inherits it has a field ``stepper`` and a ``step`` whose ``row`` is the wrapped
+    stepper's, None where that has no table.
+    """
+
+    @property
+    def process(self: Any) -> Any:
+        """The process that is reversed."""
+        return self.stepper.process
+
+    def init(self: Any, x: Array) -> Any:
+        """Return the wrapped stepper's state at the start."""
+        return self.stepper.init(x)
+
+    def table(self: Any, times: Array) -> Any:
+        """Return the wrapped stepper's table."""
+        return table(self.stepper, times)
+
+    def calls(self: Any, t: float, s: float) -> int:
+        """As many as the wrapped stepper's."""
+        return self.stepper.calls(t, s)
+
+
 def renoise(process: Any, noise: Noise, x: Array, t: Scalar, s: Scalar) -> Array:
     """Return x_s for s noisier than t: x_s = a x_t + b C^(1/2) z, exact.
 

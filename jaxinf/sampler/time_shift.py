@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinf.core import Diagonal, Leaf, Noise, Scalar, carry, is_concrete, record, static
-from jaxinf.sampler.stepper import AnyStepper, Denoise, advance, has_table
+from jaxinf.sampler.stepper import AnyStepper, Denoise, Wrapper, advance, has_table
 
 
 class TimeShiftState(NamedTuple):
@@ -32,7 +32,7 @@ class TimeShiftInfo(NamedTuple):
 
 
 @record
-class TimeShift:
+class TimeShift(Wrapper):
     """A step from t to s is taken from the time near t whose variance is nearest to the sample's.
 
     t_s = argmin |var(x) - (alpha(tau)^2 v + sigma(tau)^2)| over tau in a window around t.
@@ -44,11 +44,6 @@ class TimeShift:
     window: int = static()
     of: int = static()
 
-    @property
-    def process(self) -> Leaf:
-        """The wrapped stepper's."""
-        return self.stepper.process
-
     def init(self, x: Array) -> TimeShiftState:
         """Return the state at the start."""
         if x.size < 2:
@@ -59,17 +54,19 @@ class TimeShift:
         return TimeShiftState(self.stepper.init(x), carry(x, 0.0) > 0)
 
     def step(
-        self, denoise: Denoise, noise: Noise, state: TimeShiftState, t: Scalar, s: Scalar
+        self,
+        denoise: Denoise,
+        noise: Noise,
+        state: TimeShiftState,
+        t: Scalar,
+        s: Scalar,
+        row: Any = None,
     ) -> tuple[TimeShiftState, TimeShiftInfo]:
         """Go from the shifted t to s; the first step, and those from the cutoff on, unshifted."""
         shifts = state.stepped & (t > self.cutoff)
         time = jnp.where(shifts, self._nearest(state.x, t, s), t)
         new, info = advance(self.stepper, denoise, noise, state.stepper, time, s, None)
         return TimeShiftState(new, state.stepped | True), TimeShiftInfo(info, time)
-
-    def calls(self, t: float, s: float) -> int:
-        """As often as the wrapped stepper."""
-        return self.stepper.calls(t, s)
 
     def _nearest(self, x: Array, t: Scalar, s: Scalar) -> Array:
         """Return the time in the window, between s and t_max, of the variance nearest to x's."""

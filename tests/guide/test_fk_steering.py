@@ -256,7 +256,8 @@ def test_intermediate_rewards_of_tokens_are_those_of_the_law(key):
         return few_repeats(x0, 1.3)
 
     def value(key, intermediate):
-        return intermediate(key, reward, lambda x, t: logits, TOKENS, None, x, jnp.asarray(0.5))
+        at = guide.Unfinished(x, jnp.asarray(0.5), None, lambda x, t: logits, TOKENS)
+        return intermediate(key, reward, at)
 
     fill = lambda a, b: x.at[1].set(a).at[4].set(b)  # noqa: E731
     pairs = itertools.product(range(V), range(V))
@@ -278,7 +279,7 @@ def test_forbidden_everywhere_is_told(key):
 
     @core.record
     class Late:
-        def __call__(self, key, reward, denoise, process, info, x, s):
+        def __call__(self, key, reward, at):
             return jnp.zeros(())
 
     run = guide.steer(
