@@ -36,7 +36,15 @@ from jaxinf.sampler.plans import cosine, polynomial, trailing, uniform_log_snr
 from jaxinf.sampler.restart import restart
 from jaxinf.sampler.runge_kutta import RungeKutta, midpoint, rk4
 from jaxinf.sampler.single_step import SingleStep, single_step
-from jaxinf.sampler.stepper import AnyStepper, Denoise, State, StepInfo, Stepper, Tabulated
+from jaxinf.sampler.stepper import (
+    AnyStepper,
+    Denoise,
+    State,
+    StepInfo,
+    Stepper,
+    Tabulated,
+    Wrapper,
+)
 from jaxinf.sampler.time_shift import time_shift
 from jaxinf.sampler.timestep_tuner import tune
 from jaxinf.sampler.tuning_objectives import Objective, match_moments, steady_noise
@@ -71,6 +79,7 @@ __all__ = [
     "Stepper",
     "Tabulated",
     "Tuned",
+    "Wrapper",
     "adams_bashforth",
     "ancestral",
     "angle",
