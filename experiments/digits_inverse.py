@@ -5,15 +5,14 @@ The lower half hidden, a blur, and means over 2x2 pixels, each with noise 0.1 (p
 of the same names on the same network and noise levels.
 Command: ``jaxinf run experiments/digits_inverse.py [--patches_steps 1500]``; ``make bench
 BENCH=digits_inverse`` installs azula.
-Hardware: 1 CPU core that others shared: 39 minutes with patches and azula, without training; of
-them the digits without azula some 10.
+Hardware: 1 CPU core that others shared, 10 minutes without training and azula.
 Expected, one seed, 24 digits, 40 steps, standard errors in brackets: inpainting, deblurring,
 super-resolution: PSNR of the mean of five draws 18.5, 20.5, 18.9 by mmps, as by azula's MMPS with
 the same 3 iterations (differences in pairs 0.02 (0.20), 0.04 (0.17), 0.06 (0.17) dB), which is the
-best of azula's; point has 20.7 and 19.9 in the last two and fails in the first. 90 % intervals of
+best of azula's; point has 20.8 and 19.8 in the last two and fails in the first. 90 % intervals of
 mmps hold 0.88 (0.02) of the observed and 0.91 (0.01) of the hidden pixels, 0.91 and 0.89 (0.01) in
-the others, and of digits that the model drew itself 0.88, 0.92, 0.91, 0.91. With 20 such steps they
-held 0.84 of the observed pixels, with 20 equal ones 0.78: short steps near the data are needed.
+the others, and of digits that the model drew itself 0.88, 0.92, 0.91, 0.91; with 20 steps and rho 3
+0.84 of the observed pixels, since short steps near the data are needed.
 Six patches: 30.9, 33.7, 33.2 dB, azula's MMPS 31.3, 33.9, 33.1 (differences -0.4 (0.7), -0.2 (0.1),
 0.2 (0.2)); intervals hold 0.89, 0.87 (hidden), 0.84, 0.86 (0.03 to 0.05), least where grain
 that the model does not draw fills a dark patch.
