@@ -29,7 +29,6 @@ def observation(y: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 def panels(found: dict[str, Any], i: int) -> dict[str, Any]:
     """Return the pictures of one image by their titles."""
-    best = found.get("mmps, weighted", found["mmps"])
     truth = np.asarray(found["truth"][i])
     grey = {"cmap": "viridis", "vmin": 0, "vmax": 1}
 
@@ -45,9 +44,6 @@ def panels(found: dict[str, Any], i: int) -> dict[str, Any]:
     shown["mean"] = (found["mmps"].mean[i], {})
     shown["deviation"] = level(found["mmps"].deviation[i])
     shown["error"] = level(np.abs(found["mmps"].mean[i] - truth))
-    if "mmps, weighted" in found:
-        shown["weighted"] = (best.samples[i][0], {})
-        shown["its mean"] = (best.mean[i], {})
     for name in ("azula MMPS, 3", "azula TMPD", "azula DPS"):
         if name in found:
             shown[name.removesuffix(", 3")] = (found[name].samples[i][0], {})
@@ -77,34 +73,36 @@ def summary(arrays: dict[str, Any]) -> Any:
     """A row a method: its PSNR, and how many pixels its intervals cover, with standard errors."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6 * len(arrays), 7), layout="constrained")
-    axes = figure.subplots(2, len(arrays), squeeze=False)
-    for column, (title, found) in enumerate(arrays.items()):
-        results = {n: f for n, f in found.items() if hasattr(f, "psnr")}
-        compared = {n: f for n, f in results.items() if "simulated" not in n}
-        upper, lower = axes[:, column]
-        for place, one in enumerate(compared.values()):
-            value, error = moments(one.psnr_few)
-            upper.errorbar(value, place, xerr=error, fmt="o", color="C0")
-        upper.set(title=title, xlabel="PSNR of the mean of five draws (dB)")
-        upper.set_yticks(range(len(compared)), list(compared))
-        upper.set_xlim(max(10, upper.get_xlim()[0]), None)  # some methods fail
-        upper.invert_yaxis()
-        covered = {n: f for n, f in results.items() if np.isfinite(f.seen).all()}
-        lower.axvspan(0.87, 0.93, color="0.9")
-        for place, one in enumerate(covered.values()):
-            for part, color, shift in (("seen", "C0", -0.12), ("hidden", "C1", 0.12)):
-                value, error = moments(getattr(one, part))
-                if np.isfinite(value):
-                    label = {"seen": "observed", "hidden": "hidden"}[part] if place == 0 else None
-                    lower.errorbar(
-                        value, place + shift, xerr=error, fmt="o", color=color, label=label
-                    )
-        lower.set(xlabel="share of pixels in their 90 % interval", xlim=(None, 1))
-        lower.set_yticks(range(len(covered)), list(covered))
-        lower.invert_yaxis()
-        lower.legend()
+    kinds = list(dict.fromkeys(title.partition(", ")[0] for title in arrays))
+    figure = Figure(figsize=(9.5, 3.6 * len(kinds)), layout="constrained")
+    axes = figure.subplots(len(kinds), 2, squeeze=False, width_ratios=(3, 2))
+    for (left, right), kind in zip(axes, kinds, strict=True):
+        problems = [title for title in arrays if title.startswith(kind)]
+        methods = [name for name, f in arrays[problems[0]].items() if hasattr(f, "psnr")]
+        compared = [name for name in methods if "simulated" not in name]
+        covered = [n for n in methods if np.isfinite(arrays[problems[0]][n].seen).all()]
+        right.axvspan(0.87, 0.93, color="0.9")
+        for i, title in enumerate(problems):
+            style = {"color": f"C{i}", "ms": 4, "shift": 0.2 * (i - 1)}
+            label = title.removeprefix(f"{kind}, ")
+            bars(left, [arrays[title][n].psnr_few for n in compared], label=label, **style)
+            bars(right, [arrays[title][n].seen for n in covered], **style)
+            bars(right, [arrays[title][n].hidden for n in covered], fmt="s", mfc="white", **style)
+        left.set(title=kind, xlabel="PSNR of the mean of five draws (dB)")
+        left.set_xlim(max(10, left.get_xlim()[0]), None)  # some methods fail
+        left.legend(fontsize=8)
+        title = "share in their 90 % interval"
+        right.set(title=title, xlabel="pixels observed (discs), hidden (squares)", xlim=(None, 1))
+        for axis, rows in ((left, compared), (right, covered)):
+            axis.set_yticks(range(len(rows)), rows)
+            axis.set_ylim(len(rows) - 0.5, -0.5)
     return figure
+
+
+def bars(axis: Any, rows: list[Any], shift: float, fmt: str = "o", **style: Any) -> None:
+    """A mean over images with its standard error in each row, where it is a number."""
+    values, errors = np.array([moments(row) for row in rows]).T
+    axis.errorbar(values, np.arange(len(rows)) + shift, xerr=errors, fmt=fmt, **style)
 
 
 def moments(values: Any) -> tuple[float, float]:
@@ -117,8 +115,7 @@ def notes(arrays: dict[str, Any]) -> str:
     """A line a method and problem."""
     lines = [
         "Means over images, standard errors in brackets. PSNR in decibels, of the mean of all "
-        "draws and of five; the share of observed and of hidden pixels within their 90 % interval. "
-        "Weighted rows are of fewer images.",
+        "draws and of five; the share of observed and of hidden pixels within their 90 % interval.",
         "",
         "| problem | method | PSNR | of five | observed | hidden |",
         "|-|-|-|-|-|-|",

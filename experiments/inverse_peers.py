@@ -4,7 +4,6 @@ What it calls MMPS, TMPD, PGDM and DPS, with its own samplers and defaults; DPS 
 at a time, because its step is divided by the norm of the whole batch's error.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,11 +21,21 @@ from azula.sample import DDPMSampler
 from torch import Tensor
 
 
-class Cosine(Schedule):
-    """(alpha, sigma) = (cos, sin)(pi t / 2), as ``process.cosine``."""
+class Levels(Schedule):
+    """The noise levels of a plan, which azula walks in equal steps of its own time from 1 to 0."""
+
+    def __init__(self, process: Any, plan: Any) -> None:
+        super().__init__()
+        self.times = np.asarray(plan.times)
+        scales = jax.vmap(process.alpha)(plan.times), jax.vmap(process.sigma)(plan.times)
+        self.alpha, self.sigma = (torch.from_numpy(np.array(a, np.float32)) for a in scales)
+
+    def place(self, t: Tensor) -> int:
+        """Return which of the plan's times azula's is."""
+        return round((1 - float(t)) * (len(self.times) - 1))
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.cos(math.pi / 2 * t), torch.sin(math.pi / 2 * t)
+        return self.alpha[self.place(t)], self.sigma[self.place(t)]
 
 
 @jax.jit
@@ -58,34 +67,35 @@ class Network(torch.autograd.Function):
 class Wrapped(Denoiser):
     """What azula takes."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, plan: Any) -> None:
         super().__init__()
-        self.model, self.schedule = model, Cosine()
+        self.model, self.schedule = model, Levels(model.process, plan)
 
     def forward(self, x_t: Tensor, t: Tensor, **_: Any) -> DiracPosterior:
-        return DiracPosterior(Network.apply(x_t, t, self.model))
+        time = self.schedule.times[self.schedule.place(t)]
+        return DiracPosterior(Network.apply(x_t, time, self.model))
 
 
 def peers(
-    model: Any, matrix: np.ndarray, noise: float, steps: int, start: float
-) -> dict[str, Callable[[int, np.ndarray, tuple[int, ...]], np.ndarray]]:
-    """Return azula's methods: (seed, observations [n, m], an image's shape) to n images.
+    model: Any, plan: Any, matrix: np.ndarray, noise: float, shape: tuple[int, ...]
+) -> dict[str, Callable[[int, np.ndarray], np.ndarray]]:
+    """Return azula's methods: (seed, observations [n, m]) to n images.
 
     Args:
-      model: the denoiser, on the cosine schedule.
+      model: the denoiser.
+      plan: whose noise levels its samplers walk.
       matrix: of the operator, [m, pixels].
       noise: of the observation.
-      steps: of the sampler.
-      start: the time to start from.
+      shape: of an image.
     """
-    wrapped, A = Wrapped(model), torch.from_numpy(np.array(matrix, np.float32))
+    wrapped, A = Wrapped(model, plan), torch.from_numpy(np.array(matrix, np.float32))
     inverse = torch.linalg.pinv(A)
-    common = {"start": start, "steps": steps, "silent": True}
+    common = {"steps": len(plan.times) - 1, "silent": True}
 
     def forward(x: Tensor) -> Tensor:
         return x.flatten(1) @ A.T
 
-    def run(seed: int, make: Any, y: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    def run(seed: int, make: Any, y: np.ndarray) -> np.ndarray:
         torch.manual_seed(seed)
         sampler = make(torch.from_numpy(np.array(y, np.float32)))
         return sampler(sampler.init((len(y), *shape))).numpy()
@@ -104,19 +114,18 @@ def peers(
 
     def pgdm(y: Tensor) -> Any:
         def pseudo(y: Tensor) -> Tensor:
-            side = math.isqrt(A.shape[1])
-            return (y @ inverse.T).reshape(-1, side, side, 1)
+            return (y @ inverse.T).reshape(-1, *shape)
 
         return PGDMSampler(wrapped, y, forward, pseudo, eta=1.0, **common)
 
     def dps(y: Tensor) -> Any:
         return DPSSampler(wrapped, y, forward, **common)
 
-    def one_by_one(seed: int, y: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        return np.concatenate([run(seed + i, dps, y[i : i + 1], shape) for i in range(len(y))])
+    def one_by_one(seed: int, y: np.ndarray) -> np.ndarray:
+        return np.concatenate([run(seed + i, dps, y[i : i + 1]) for i in range(len(y))])
 
-    def whole(make: Any) -> Callable[[int, np.ndarray, tuple[int, ...]], np.ndarray]:
-        return lambda seed, y, shape: run(seed, make, y, shape)
+    def whole(make: Any) -> Callable[[int, np.ndarray], np.ndarray]:
+        return lambda seed, y: run(seed, make, y)
 
     made = {"MMPS, 1": mmps(1), "MMPS, 3": mmps(3), "TMPD": tmpd, "PGDM": pgdm}
     found = {f"azula {name}": whole(make) for name, make in made.items()}

@@ -58,7 +58,8 @@ def gibbs(
         ``target.program`` of a NumPyro model, say.
       kernel: moves the parameters; ``mcmc.sample(...).kernel`` has been adapted.
       x: an example to start from, of which the shape matters alone.
-      z: the parameters' position to start from, unbounded.
+      z: the parameters' position to start from, unbounded: where the chain that adapted the kernel
+        ended, ``mcmc.sample(...).state.z[0]``; in the tails its steps may all be refused.
       sweeps: how often both are drawn.
       moves: of the parameters in a sweep.
       progress: whether a bar counts the sweeps.
