@@ -139,9 +139,7 @@ def build(config: Config) -> Study:
         likelihood = guide.interval(excess, 0.0, jnp.inf, params=bound)
         given = guide.conditioned(model, likelihood, guide.mmps(1))
         plain = drawn(keys[3], given, config.particles)
-        weighed = guide.particles(
-            keys[4], stepper, given, plan, shape, particles=config.particles, progress=True
-        )
+        weighed = guide.particles(keys[4], stepper, given, plan, shape, particles=config.particles)
         x, weights = weighed.population.particles, jnp.exp(weighed.population.normalise())
         rows = {
             "system": told(real, bound),
