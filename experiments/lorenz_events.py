@@ -3,12 +3,17 @@
 Paper: M. Finzi et al., "User-defined Event Sampling and Uncertainty Quantification in Diffusion
 Models for Physical Dynamical Systems" (2023), with trajectories of Lorenz' system of 1963 at 20
 times. A model is trained on all of them; an event that no one had in mind then, here that the mean
-square of the first coordinate is in its upper tail, is asked for afterwards (``guide.interval``).
-Held against the model's own draws in which the event happens, and against the system's.
-Command: ``jaxinf run experiments/lorenz_events.py``.
+of the first coordinate is in its upper tail, which keeps a trajectory in one lobe, is asked for
+afterwards (``guide.interval``). Held against the model's own draws by their event's probability,
+and against the system's.
+Command: ``jaxinf run experiments/lorenz_events.py``; 10 minutes on cores that others shared.
+Expected, one seed: probability 0.0226 by rejection, 0.0217 by weighted particles (0.0235 of the
+system's own trajectories); statistics given the event within 1 % of the rejected draws' when
+weighted and within 16 % as guided: spread of z 0.562, 0.559 and 0.616.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -31,6 +36,9 @@ class Config:
     trajectories: int = 60_000
     tail: float = 0.02
     """Share of the system's trajectories in which the event happens, by which its bound is set."""
+    noise: float = 0.03
+    """By which the bound is blurred, in deviations of the coordinate: a network's derivative may
+    leave no spread near the data, and then an exact bound rules out what is possible."""
     width: int = 256
     depth: int = 4
     steps: int = 6000
@@ -64,8 +72,8 @@ def trajectories(key: Any, spacing: Any, start: jax.Array) -> jax.Array:
 
 
 def excess(bound: jax.Array, x: jax.Array) -> jax.Array:
-    """The mean square of the first coordinate over the bound: the event is that it is above 0."""
-    return jnp.mean(jnp.square(x.reshape(TIMES, 3)[:, 0])) - bound
+    """The mean of the first coordinate over the bound: above 0 it has stayed in one lobe."""
+    return jnp.mean(x.reshape(TIMES, 3)[:, 0]) - bound
 
 
 def train(key: Any, vp: Any, net: nets.Network, data: jax.Array, config: Config) -> Any:
@@ -91,20 +99,19 @@ def train(key: Any, vp: Any, net: nets.Network, data: jax.Array, config: Config)
     return state.average
 
 
-def told(x: Any, bound: Any, weights: Any = None) -> dict[str, float]:
-    """Statistics of trajectories in which the event happened."""
+def told(x: Any, weights: Any) -> dict[str, float]:
+    """Weighted statistics of trajectories."""
     x = np.asarray(x, np.float64).reshape(-1, TIMES, 3)
-    weights = np.full(len(x), 1 / len(x)) if weights is None else np.asarray(weights, np.float64)
-    size = np.mean(np.square(x[..., 0]), axis=1)
+    weights = np.asarray(weights, np.float64)
     value = {
-        "in the event": size > float(bound),
-        "mean square of x": size,
+        "mean of x": np.mean(x[..., 0], axis=1),
+        "mean square of x": np.mean(np.square(x[..., 0]), axis=1),
         "largest |x|": np.abs(x[..., 0]).max(axis=1),
         "spread of z": x[..., 2].std(axis=1),
-        "crossings between lobes": np.sum(np.diff(np.sign(x[..., 0]), axis=1) != 0, axis=1),
         "mean square of y - x": np.mean(np.square(x[..., 1] - x[..., 0]), axis=1),
+        "crossings": np.sum(np.diff(np.sign(x[..., 0]), axis=1) != 0, axis=1),
     }
-    return {name: float(weights @ v) for name, v in value.items()}
+    return {name: float(weights @ v / weights.sum()) for name, v in value.items()}
 
 
 def build(config: Config) -> Study:
@@ -133,31 +140,34 @@ def build(config: Config) -> Study:
             return sampler.sample(noise, stepper, denoiser, plan, x_T, block=2000).x
 
         bound = jnp.quantile(jax.vmap(lambda x: excess(jnp.float32(0), x))(data), 1 - config.tail)
-        event = jax.vmap(lambda x: excess(bound, x) > 0)
+        event = guide.interval(excess, 0.0, jnp.inf, params=bound, noise=config.noise)
+        chance = jax.jit(jax.vmap(lambda x: jnp.exp(event.log_prob(x))))
         own = drawn(keys[2], model, config.draws)
-        have, real = own[event(own)], data[event(data)]
-        likelihood = guide.interval(excess, 0.0, jnp.inf, params=bound)
-        given = guide.conditioned(model, likelihood, guide.mmps(1))
+        given = guide.conditioned(model, event, guide.mmps(1))
         plain = drawn(keys[3], given, config.particles)
-        weighed = guide.particles(keys[4], stepper, given, plan, shape, particles=config.particles)
-        x, weights = weighed.population.particles, jnp.exp(weighed.population.normalise())
-        rows = {
-            "system": told(real, bound),
-            "model, by rejection": told(have, bound),
-            "guided": told(plain, bound),
-            "guided, weighted": told(x, bound, weights),
-        }
+        found = guide.particles(keys[4], stepper, given, plan, shape, particles=config.particles)
+        x, weights = found.population.particles, jnp.exp(found.population.normalise())
+        (of_data, of_own), some = map(chance, (data, own)), partial(jax.random.choice, keys[5])
+        kept = own[some(len(own), (12,), p=of_own / of_own.sum())]
         return {
-            "rows": rows,
-            "probability": {
-                "system": len(real) / len(data),
-                "model, by rejection": len(have) / len(own),
-                "guided, weighted": float(jnp.exp(weighed.log_evidence)),
+            "rows": {
+                "system": told(data, of_data),
+                "model, by rejection": told(own, of_own),
+                "guided": told(plain, np.ones(len(plain))),
+                "guided, weighted": told(x, weights),
             },
-            "counts": {"model, by rejection": len(have), "ess": weighed.population.ess()},
+            "probability": {
+                "system": of_data.mean(),
+                "model, by rejection": of_own.mean(),
+                "guided, weighted": jnp.exp(found.log_evidence),
+            },
+            "effective": {
+                "model, by rejection": of_own.sum() ** 2 / jnp.sum(of_own**2),
+                "guided, weighted": found.population.ess(),
+            },
             "shown": {
-                "any": own[:12], "by rejection": have[:12], "guided": plain[:12],
-                "weighted": x[jax.random.choice(keys[5], len(x), (12,), p=weights)],
+                "any": own[:12], "by rejection": kept, "guided": plain[:12],
+                "weighted": x[some(len(x), (12,), p=weights)],
             },
         }  # fmt: skip
 
@@ -186,7 +196,6 @@ def notes(arrays: dict[str, Any]) -> str:
     for name, row in rows.items():
         cell = f"{float(chance[name]):.4f}" if name in chance else ""
         lines.append(f"| {name} | {cell} | {' | '.join(f'{float(row[n]):.3f}' for n in names)} |")
-    counts = arrays["counts"]
-    lines += ["", f"{int(counts['model, by rejection'])} of the model's own draws have the event; "
-              f"{float(counts['ess']):.0f} effective particles."]  # fmt: skip
+    count = {name: float(n) for name, n in arrays["effective"].items()}
+    lines += ["", ", ".join(f"{name}: {n:.0f} effective draws" for name, n in count.items()) + "."]
     return "\n".join(lines)

@@ -86,7 +86,9 @@ def interval(
       function: c, ``(params, x_0) -> `` numbers, differentiable; define it at the top of a file.
       low: l, a number or an array of c's shape; ``-jnp.inf`` for none.
       high: h, in the same way; an inequality has one of the two.
-      noise: sigma, not negative; 0 makes the event certain given x_0.
+      noise: sigma, not negative; 0 makes the event certain given x_0. For a network take a few
+        hundredths of c's scale: near time 0 its derivative may leave no spread, and an exact bound
+        then rules out particles that could still meet it, so that the evidence comes out low.
       params: what the function takes.
 
     Returns:
