@@ -18,7 +18,7 @@ the median problem 1.07, 1.20, 1.25 times the exact ones, above 2 in 10, 0 and 0
 0.010, 0.030, 0.017, a minute a problem; MMPS 3.78, 2.25, 1.23; PiGDM 3.42, 2.52, 1.62; azula in the
 first three problems of each: TDS 3.70, 0.71, 1.59, MMPS 2.45, 2.32, 0.65 where ours has 2.77, 2.34,
 0.67. Coverage of regions of 90 % with one of 8 numbers seen, 500 pairs: weighted 86.2 % with error
-1.5 %, MMPS 94.2 %; whole covariances, 300 pairs, 88.0 % with error 1.9 %.
+1.5 %, MMPS 94.2 %, whole covariances 88.4 % with error 1.4 %.
 """
 
 import time
