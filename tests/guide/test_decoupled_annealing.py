@@ -200,7 +200,7 @@ def test_an_object_with_a_log_prob_is_a_likelihood(key):
         ({"moves": 0}, ValueError, "moves must be"),
         ({"flow_steps": 0}, ValueError, "flow_steps must be"),
         ({"data_scale": -1.0}, ValueError, "positive"),
-        ({"data_scale": np.inf}, ValueError, "infinite at t_max"),
+        ({"data_scale": np.inf}, ValueError, "needs alpha"),
     ],
 )
 def test_bad_input_is_refused(options, error, message):
